@@ -1,0 +1,1 @@
+"""Data: sources to records to batches, in numpy and arrow."""

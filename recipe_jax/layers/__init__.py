@@ -1,0 +1,1 @@
+"""Transformer layers: arrays in, arrays out."""

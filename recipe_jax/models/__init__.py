@@ -1,0 +1,1 @@
+"""Models: one configuration, one module and per-example loss terms a file."""

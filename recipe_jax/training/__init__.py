@@ -1,0 +1,1 @@
+"""Training, generic over pytrees: state, step, loop, checkpoints and tracking."""
