@@ -1,0 +1,396 @@
+"""Scaled dot-product attention: the reference formula, and a module that holds its projections."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Float32, Int, PRNGKeyArray
+
+from recipe_jax.layers.dropout import check_rate, dropout
+from recipe_jax.layers.initializers import FanInitializer, lecun_normal, zeros
+from recipe_jax.layers.masks import Mask
+from recipe_jax.layers.norms import RMSNorm
+from recipe_jax.layers.parameters import parameter
+from recipe_jax.layers.positions import NoPositions, alibi_bias
+
+Attend: TypeAlias = Callable[..., jax.Array]
+"""A function with the signature of `dot_product_attention`: the reference or a fused kernel."""
+
+_NO_MASK = Mask()
+_CAUSAL = Mask(causal=True)
+_NO_POSITIONS = NoPositions()
+_FLOAT32 = jnp.dtype(jnp.float32)
+
+
+def dot_product_attention(
+    query: Float[Array, "b t h d"],
+    key: Float[Array, "b s k d"],
+    value: Float[Array, "b s k d"],
+    *,
+    mask: Mask = _NO_MASK,
+    bias: Float[Array, "#b #h t s"] | None = None,
+    alibi_slopes: Float[Array, "h"] | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    dropout_rate: float = 0.0,
+    dropout_key: PRNGKeyArray | None = None,
+) -> Float[Array, "b t h d"]:
+    """Softmax attention with grouped key/value heads (Vaswani et al. 2017; Ainslie et al. 2023).
+
+    Query head `j` reads key/value head `j // (h / k)` (arXiv:2305.13245).  Logits and softmax are
+    float32; the result has `value`'s dtype.  Memory is O(b h t s): this is the reference that the
+    fused kernels are tested against.
+
+    Args:
+        query: what each token asks for.
+        key: what each token is asked by; one that no query may attend to is never read, so padding
+            may hold NaN.
+        value: what each token answers; padding as for `key`.
+        mask: which keys a query may attend to.  A row with none returns zeros, and no gradient.
+        bias: added to the scaled and capped logits.
+        alibi_slopes: `-slope |i - j|` is added to the logits of head `h`.
+        scale: multiplies the logits; `1 / sqrt(d)` if not given.
+        softcap: logits become `softcap tanh(logits / softcap)` (Gemma 2, arXiv:2408.00118).
+        dropout_rate: probability that a weight is dropped.
+        dropout_key: random key for it; nothing is dropped without one.
+
+    Raises:
+        ValueError: if `h` is not a multiple of `k`.
+    """
+    weights = attention_weights(
+        query, key, mask=mask, bias=bias, alibi_slopes=alibi_slopes, scale=scale, softcap=softcap
+    )
+    weights = dropout(weights, dropout_rate, dropout_key)
+    (b, t, h, d), (s, k) = query.shape, value.shape[1:3]
+    if not mask.allows_all:
+        value = _blank_unread(value, mask.to_dense(t, s).any(axis=(1, 2)))
+    grouped = weights.astype(value.dtype).reshape(b, k, h // k, t, s)
+    attended = jnp.einsum("bkgts,bskd->btkgd", grouped, value, preferred_element_type=jnp.float32)
+    return attended.reshape(b, t, h, d).astype(value.dtype)
+
+
+def attention_weights(
+    query: Float[Array, "b t h d"],
+    key: Float[Array, "b s k d"],
+    *,
+    mask: Mask = _NO_MASK,
+    bias: Float[Array, "#b #h t s"] | None = None,
+    alibi_slopes: Float[Array, "h"] | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+) -> Float32[Array, "b h t s"]:
+    """The probabilities with which `dot_product_attention` averages values; arguments as there.
+
+    Each row sums to one, except that of a query that may attend to nothing, which is zero.
+
+    Raises:
+        ValueError: if `h` is not a multiple of `k`.
+    """
+    (b, t, h, d), (s, k) = query.shape, key.shape[1:3]
+    check_heads(h, k)
+    allowed = None if mask.allows_all else mask.to_dense(t, s)
+    if allowed is not None:
+        # Where NaN meets a zero gradient the product is NaN: padding must not reach a matmul.
+        query = _blank_unread(query, allowed.any(axis=(1, 3)))
+        key = _blank_unread(key, allowed.any(axis=(1, 2)))
+    grouped = query.reshape(b, t, k, h // k, d)
+    logits = jnp.einsum("btkgd,bskd->bkgts", grouped, key, preferred_element_type=jnp.float32)
+    logits = logits.reshape(b, h, t, s) * (d**-0.5 if scale is None else scale)
+    if softcap is not None:
+        logits = softcap * jnp.tanh(logits / softcap)
+    if alibi_slopes is not None:
+        logits += alibi_bias(alibi_slopes, jnp.arange(t)[None], jnp.arange(s)[None])
+    if bias is not None:
+        logits += bias.astype(jnp.float32)
+    if allowed is None:
+        return jax.nn.softmax(logits, axis=-1)
+    weights = jax.nn.softmax(jnp.where(allowed, logits, jnp.finfo(jnp.float32).min), axis=-1)
+    return jnp.where(allowed, weights, 0.0)
+
+
+def attention_entropy(weights: Float[Array, "b h t s"]) -> Float32[Array, "b h t"]:
+    """Shannon entropy of each row in nats: 0 for one key, `log n` for `n` keys alike."""
+    return jax.scipy.special.entr(weights.astype(jnp.float32)).sum(axis=-1)
+
+
+def check_heads(num_heads: int, num_kv_heads: int) -> None:
+    """Refuse query heads that cannot be shared out evenly over the key/value heads."""
+    if num_kv_heads < 1 or num_heads < 1 or num_heads % num_kv_heads:
+        raise ValueError(f"num_heads={num_heads} must be a multiple of num_kv_heads={num_kv_heads}")
+
+
+class KeyValueCache(NamedTuple):
+    """Keys and values of the tokens read so far, in arrays of a fixed size.
+
+    Attributes:
+        keys: heads as they are compared with queries: normalized and rotated.
+        values: heads as they are averaged.
+        lengths: how many positions of each row are filled.
+    """
+
+    keys: Float[Array, "b s k d"]
+    values: Float[Array, "b s k d"]
+    lengths: Int[Array, "b"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttentionConfig:
+    """Shape of an attention layer.
+
+    Attributes:
+        embed_dim: width of its input and output.
+        num_heads: query heads.
+        num_kv_heads: key/value heads: as many as query heads (multi-head, if None), fewer
+            (grouped-query) or one (multi-query).
+        head_dim: width of a head; `embed_dim / num_heads` if None.
+        context_dim: width of what cross-attention reads; `embed_dim` if None.
+        dropout_rate: probability that an attention weight is dropped.
+        qk_norm: whether query and key heads are RMS-normalized (Henry et al. 2020,
+            arXiv:2010.04245, in the form of Qwen3).
+        softcap: bound of the logits; None for none.
+        bias: which projections add a bias.
+        norm_eps: added to the mean square in `qk_norm`.
+    """
+
+    embed_dim: int
+    num_heads: int
+    num_kv_heads: int | None = None
+    head_dim: int | None = None
+    context_dim: int | None = None
+    dropout_rate: float = 0.0
+    qk_norm: bool = False
+    softcap: float | None = None
+    bias: Literal["none", "qkv", "all"] = "none"
+    norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        check_heads(self.num_heads, self.kv_heads)
+        if self.head_dim is None and self.embed_dim % self.num_heads:
+            raise ValueError(
+                f"embed_dim={self.embed_dim} must be a multiple of num_heads={self.num_heads}, "
+                "unless head_dim is given"
+            )
+        if self.softcap is not None and self.softcap <= 0:
+            raise ValueError(f"softcap={self.softcap} must be positive; None for no cap")
+        check_rate(self.dropout_rate)
+
+    @property
+    def kv_heads(self) -> int:
+        """Key/value heads, the default filled in."""
+        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+
+    @property
+    def head_width(self) -> int:
+        """Width of a head, the default filled in."""
+        return self.embed_dim // self.num_heads if self.head_dim is None else self.head_dim
+
+
+class Attention(nnx.Module):
+    """Projects to heads, attends, projects back.
+
+    Positions act in self-attention only: a context is counted from another origin.
+
+    Args:
+        cfg: its shape.
+        positions: rotates heads or biases logits.
+        attend: the reference or a kernel of the same signature.
+        initializer: of all projections.
+        rngs: what the initial values are drawn from.
+    """
+
+    def __init__(
+        self,
+        cfg: AttentionConfig,
+        *,
+        positions: NoPositions = _NO_POSITIONS,
+        attend: Attend = dot_product_attention,
+        initializer: FanInitializer = lecun_normal,
+        rngs: nnx.Rngs,
+    ):
+        self.cfg, self.positions, self.attend = cfg, positions, attend
+        h, k, d, e = cfg.num_heads, cfg.kv_heads, cfg.head_width, cfg.embed_dim
+        source = e if cfg.context_dim is None else cfg.context_dim
+
+        def weight(spec: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> nnx.Param[Any]:
+            return parameter(rngs.params(), shape, axes, initializer(spec))
+
+        self.query = weight("e -> h d", (e, h, d), ("embed", "heads", "head_dim"))
+        self.key = weight("e -> k d", (source, k, d), ("embed", "kv_heads", "head_dim"))
+        self.value = weight("e -> k d", (source, k, d), ("embed", "kv_heads", "head_dim"))
+        self.output = weight("h d -> e", (h, d, e), ("heads", "head_dim", "embed"))
+
+        def bias(present: bool, shape: tuple[int, ...], *axes: str) -> nnx.Param[Any] | None:
+            return parameter(rngs.params(), shape, axes, zeros) if present else None
+
+        into_heads = cfg.bias != "none"
+        self.query_bias = bias(into_heads, (h, d), "heads", "head_dim")
+        self.key_bias = bias(into_heads, (k, d), "kv_heads", "head_dim")
+        self.value_bias = bias(into_heads, (k, d), "kv_heads", "head_dim")
+        self.output_bias = bias(cfg.bias == "all", (e,), "embed")
+
+        def norm() -> RMSNorm | None:
+            return RMSNorm(d, eps=cfg.norm_eps, axis="head_dim", rngs=rngs) if cfg.qk_norm else None
+
+        self.query_norm, self.key_norm = norm(), norm()
+
+    def __call__(
+        self,
+        x: Float[Array, "b t e"],
+        context: Float[Array, "b s c"] | KeyValueCache | None = None,
+        *,
+        mask: Mask = _NO_MASK,
+        key: PRNGKeyArray | None = None,
+        indices: Int[Array, "#b t"] | None = None,
+    ) -> Float[Array, "b t e"]:
+        """Attend from each token of `x` to the tokens of `x`, or to those of a context.
+
+        Args:
+            x: the tokens that ask.
+            context: the tokens that are asked, or what `read` made of them; `x` itself if None.
+            mask: which pairs may meet.
+            key: random key for dropout; None in evaluation.
+            indices: positions of the tokens of `x`; `0 … t - 1` if None.
+        """
+        query, keys, values, bias = self._heads(x, context, indices)
+        attended = self.attend(
+            query,
+            keys,
+            values,
+            mask=mask,
+            softcap=self.cfg.softcap,
+            dropout_rate=self.cfg.dropout_rate,
+            dropout_key=key,
+            **bias,
+        )
+        return self._project_back(attended)
+
+    def weights(
+        self,
+        x: Float[Array, "b t e"],
+        context: Float[Array, "b s c"] | KeyValueCache | None = None,
+        *,
+        mask: Mask = _NO_MASK,
+        indices: Int[Array, "#b t"] | None = None,
+    ) -> Float32[Array, "b h t s"]:
+        """With which weights `__call__` averages, by the reference formula; arguments as there."""
+        query, keys, _, bias = self._heads(x, context, indices)
+        return attention_weights(query, keys, mask=mask, softcap=self.cfg.softcap, **bias)
+
+    def decode(
+        self,
+        x: Float[Array, "b t e"],
+        cache: KeyValueCache,
+        *,
+        mask: Mask = _CAUSAL,
+    ) -> tuple[Float[Array, "b t e"], KeyValueCache]:
+        """Attend from new tokens to those in the cache and to the new ones before them.
+
+        Args:
+            x: tokens that follow those in the cache: a prompt, or one token.
+            cache: what was read so far.  The caller sees to it that the tokens fit: under jit,
+                tokens beyond the capacity overwrite the last ones.
+            mask: of new tokens against cached positions, counted from the first; `query_lengths`
+                are the numbers of real tokens in `x`, the rest is padding that later tokens
+                overwrite.
+
+        Returns:
+            Outputs for the new tokens, and the cache with them.
+        """
+        t, capacity = x.shape[1], cache.keys.shape[1]
+        indices = cache.lengths[:, None] + jnp.arange(t)[None]
+        keys, values = self._key_value_heads(x, indices)
+        keys = _write(cache.keys, keys, cache.lengths)
+        values = _write(cache.values, values, cache.lengths)
+        slopes = self.positions.slopes(self.cfg.num_heads)
+        bias = None
+        if slopes is not None:
+            bias = alibi_bias(slopes, indices, jnp.arange(capacity)[None])
+        attended = self.attend(
+            self._query_heads(x, indices),
+            keys,
+            values,
+            mask=Mask(dense=mask.to_dense(t, capacity, offsets=cache.lengths)),
+            bias=bias,
+            softcap=self.cfg.softcap,
+        )
+        added = t if mask.query_lengths is None else mask.query_lengths
+        return self._project_back(attended), KeyValueCache(keys, values, cache.lengths + added)
+
+    def empty_cache(
+        self, batch_size: int, capacity: int, dtype: jnp.dtype = _FLOAT32
+    ) -> KeyValueCache:
+        """A cache for `decode` that holds no token yet and has room for `capacity`."""
+        shape = (batch_size, capacity, self.cfg.kv_heads, self.cfg.head_width)
+        empty = jnp.zeros(shape, dtype)
+        return KeyValueCache(empty, empty, jnp.zeros(batch_size, jnp.int32))
+
+    def read(self, context: Float[Array, "b s c"]) -> KeyValueCache:
+        """Keys and values of a context, to be computed once and attended to many times."""
+        keys, values = self._key_value_heads(context, None)
+        return KeyValueCache(keys, values, jnp.full(context.shape[0], context.shape[1], jnp.int32))
+
+    def _heads(
+        self,
+        x: Float[Array, "b t e"],
+        context: Float[Array, "b s c"] | KeyValueCache | None,
+        indices: Int[Array, "#b t"] | None,
+    ) -> tuple[jax.Array, jax.Array, jax.Array, dict[str, Any]]:
+        """Query, key and value heads, and the arguments that bring positions into the logits."""
+        if context is not None:
+            memory = context if isinstance(context, KeyValueCache) else self.read(context)
+            return self._query_heads(x, None), memory.keys, memory.values, {}
+        positions = jnp.arange(x.shape[1])[None] if indices is None else indices
+        keys, values = self._key_value_heads(x, positions)
+        slopes = self.positions.slopes(self.cfg.num_heads)
+        if slopes is None or indices is None:
+            return self._query_heads(x, positions), keys, values, {"alibi_slopes": slopes}
+        bias = alibi_bias(slopes, indices, indices)
+        return self._query_heads(x, positions), keys, values, {"bias": bias}
+
+    def _query_heads(
+        self, x: Float[Array, "b t e"], indices: Int[Array, "#b t"] | None
+    ) -> Float[Array, "b t h d"]:
+        heads = _project("bte,ehd->bthd", x, self.query, self.query_bias)
+        if self.query_norm is not None:
+            heads = self.query_norm(heads)
+        return heads if indices is None else self.positions.rotate(heads, indices)
+
+    def _key_value_heads(
+        self, x: Float[Array, "b s c"], indices: Int[Array, "#b s"] | None
+    ) -> tuple[Float[Array, "b s k d"], Float[Array, "b s k d"]]:
+        keys = _project("bse,ekd->bskd", x, self.key, self.key_bias)
+        if self.key_norm is not None:
+            keys = self.key_norm(keys)
+        if indices is not None:
+            keys = self.positions.rotate(keys, indices)
+        return keys, _project("bse,ekd->bskd", x, self.value, self.value_bias)
+
+    def _project_back(self, heads: Float[Array, "b t h d"]) -> Float[Array, "b t e"]:
+        return _project("bthd,hde->bte", heads, self.output, self.output_bias)
+
+
+def _project(
+    spec: str, x: jax.Array, weight: nnx.Param[Any], bias: nnx.Param[Any] | None
+) -> jax.Array:
+    kernel = weight[...].astype(x.dtype)
+    y = jnp.einsum(spec, x, kernel, preferred_element_type=jnp.float32)
+    if bias is not None:
+        y += bias[...][None, None]
+    return y.astype(x.dtype)
+
+
+def _write(
+    cached: Float[Array, "b s k d"], new: Float[Array, "b t k d"], starts: Int[Array, "b"]
+) -> Float[Array, "b s k d"]:
+    def write_row(row: jax.Array, tokens: jax.Array, start: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice(row, tokens, (start, 0, 0))
+
+    return jax.vmap(write_row)(cached, new.astype(cached.dtype), starts)
+
+
+def _blank_unread(x: Float[Array, "b n k d"], read: jax.Array) -> Float[Array, "b n k d"]:
+    """Zeros in place of tokens that take part in no pair, so that padding may hold anything."""
+    return jnp.where(read[:, :, None, None], x, jnp.zeros((), x.dtype))
