@@ -1,0 +1,57 @@
+"""Optimizers for transformers whose parameters name their axes."""
+
+from typing import Any
+
+import jax
+import optax
+from optax.contrib import MuonDimensionNumbers, muon
+
+ScalarOrSchedule = float | optax.Schedule
+
+
+def matrix_axes(axes: tuple[str | None, ...]) -> MuonDimensionNumbers | None:
+    """Which axes of a stacked weight are summed over and which produced; None if it is no matrix.
+
+    Only weights inside a stack (leading axis "layers") are matrices in the sense of Muon: embedding
+    and output tables are not.
+    """
+    if axes[:1] != ("layers",) or len(axes) < 3 or "embed" not in axes:
+        return None
+    rest = tuple(range(1, len(axes)))
+    if axes[1] == "embed":
+        return MuonDimensionNumbers(reduction_axis=1, output_axis=rest[1:])
+    return MuonDimensionNumbers(reduction_axis=rest[:-1], output_axis=rest[-1])
+
+
+def muon_adamw(
+    learning_rate: ScalarOrSchedule, axes: Any, *, weight_decay: float = 0.0
+) -> optax.GradientTransformation:
+    """Muon for the matrices inside a stack, AdamW for everything else.
+
+    Muon (Jordan et al. 2024; Liu et al. 2025, arXiv:2502.16982) orthogonalises a matrix's momentum.
+    Its updates are scaled to AdamW's root mean square (0.2, as in the latter paper), so that both
+    share one learning rate.
+
+    Args:
+        learning_rate: of both.
+        axes: the parameters' logical axes, `fn.axes`.
+        weight_decay: of both, times the learning rate.
+    """
+    dimensions = jax.tree.map(matrix_axes, axes, is_leaf=lambda leaf: isinstance(leaf, tuple))
+    return muon(
+        learning_rate,
+        weight_decay=weight_decay,
+        adam_weight_decay=weight_decay,
+        adam_b2=0.98,
+        muon_weight_dimension_numbers=dimensions,
+        consistent_rms=0.2,
+    )
+
+
+def warmup_cosine(
+    peak: float, *, warmup_steps: int, num_steps: int, end: float = 0.02
+) -> optax.Schedule:
+    """Linear warm-up to `peak`, then a cosine to `end` times it at `num_steps`."""
+    return optax.warmup_cosine_decay_schedule(
+        0.0, peak, warmup_steps, max(num_steps, warmup_steps + 1), end * peak
+    )
