@@ -145,7 +145,8 @@ def read_recipe_sets(folder: Path, foods: Sequence[str]) -> RecipeSets:
         .sort("row", "line", "index")
     )
     rows = members["row"].to_numpy()
-    counted = np.bincount(mapped["row"].to_numpy(), minlength=len(recipes))
+    mapped_lines = mapped.select("row", "line").unique()["row"].to_numpy()
+    counted = np.bincount(mapped_lines, minlength=len(recipes))
     sizes = np.bincount(rows, minlength=len(recipes))
     return RecipeSets(
         recipe_ids=recipes["recipe_id"].to_list(),
