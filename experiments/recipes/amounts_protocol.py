@@ -1,9 +1,9 @@
 """Amounts: given a recipe's foods, say each one's share of the weight.
 
-The protocol of every amount number of this project.  Recipes: those of completion (3 to 25 lines,
-at least 80 % of them mapped) of the fixed split in which every mapped line is weighed and at least
-3 foods remain; amounts of one food are summed.  Food sets seen in training are kept: the same set
-in other proportions is a fair question.  Every recipe counts the same, whatever its length.
+The protocol of every amount number of this project.  Recipes: those of the fixed split in which
+every mapped line is weighed and at least 3 foods remain; amounts of one food are summed.  Food sets
+seen in training are kept: the same set in other proportions is a fair question.  Every recipe
+counts the same, whatever its length.
 """
 
 from collections.abc import Callable
@@ -58,7 +58,7 @@ class AmountQueries(NamedTuple):
 
 def amount_recipes(sets: RecipeSets, split: str) -> RecipeSets:
     """The fully weighed recipes of `split` that amounts are fitted or scored on."""
-    return sets.select_completion().select_split(split).select_weighed()
+    return sets.select_split(split).select_weighed()
 
 
 def amount_queries(recipes: RecipeSets, *, num_foods: int) -> AmountQueries:

@@ -1,0 +1,27 @@
+"""The model card of a trained recipe model."""
+
+import json
+from typing import Any
+
+from experiments.recipes.prepared import Prepared
+
+
+def model_card(flags: Any, prepared: Prepared, headline: dict[str, Any]) -> str:
+    """What the model is, what it learned from, how it was trained and what it must not be used for.
+
+    Args:
+        flags: what defined the run.
+        prepared: the data.
+        headline: the run's metrics, on the validation split.
+    """
+    return f"""# recipe-jax: {flags.model}
+
+A small transformer over {len(prepared.foods)} foods whose vectors are made of {flags.sources}.
+
+- Learned from: {len(prepared.sets)} recipes (train split), as foods and grams; no text.
+- Trained with: seed {flags.seed}, {headline["step"]} steps of {flags.batch_size} recipes.
+- Validation: `{json.dumps(headline)}`
+
+Proposals are statistics of what people cook.  Nothing here says that a recipe is safe to eat:
+allergens and diets are checked by rule, by food, after generation, and only what was checked holds.
+"""

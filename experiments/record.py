@@ -1,0 +1,81 @@
+"""Records of what a command measured, on what, with which versions: a number counts with one."""
+
+import datetime
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from recipe_jax.data.foods import replace_file
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn")
+
+
+def make_record(command: str, **results: Any) -> dict[str, Any]:
+    """Results with the circumstances under which they came about.
+
+    Args:
+        command: the command line that measures them again.
+        results: what was measured, as JSON can hold it.
+    """
+    return {
+        "command": command,
+        **results,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "commit": commit(),
+        "device": device(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+    }
+
+
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a record as JSON, whole or not at all; its folder is created."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, (json.dumps(record, indent=1) + "\n").encode())
+    print(f"record: {path}", file=sys.stderr)
+
+
+def device() -> str:
+    """The accelerator, or the processor and how many cores this process may use."""
+    if "jax" in sys.modules:
+        first = sys.modules["jax"].devices()[0]
+        if first.platform != "cpu":
+            return f"{first.device_kind} x {sys.modules['jax'].device_count()}"
+    names = [
+        line.partition(":")[2].strip() for line in _cpu_lines() if line.startswith("model name")
+    ]
+    return f"CPU {names[0] if names else platform.processor()}, {len(names) or '?'} cores"
+
+
+def commit() -> str | None:
+    """The commit that the code is at, with `+` where files differ; None outside a repository."""
+    folder = str(Path(__file__).parent)
+    try:
+        head = _git(folder, "rev-parse", "--short=12", "HEAD")
+        return head + ("+" if _git(folder, "status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(folder: str, *arguments: str) -> str:
+    command = ["git", "-C", folder, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _cpu_lines() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
