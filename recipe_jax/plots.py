@@ -354,7 +354,9 @@ def _simplify(root: ElementTree.Element) -> None:
                 parent.remove(child)
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]
-        element.attrib = {key.rpartition("}")[2]: value for key, value in element.attrib.items()}
+        element.attrib = {
+            key.rpartition("}")[2]: " ".join(value.split()) for key, value in element.attrib.items()
+        }
         style = element.get("style", "")
         if element.tag == "text":
             element.set("style", re.sub(r"font-family: [^;]*;? ?", "", style))

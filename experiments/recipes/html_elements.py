@@ -66,7 +66,11 @@ def drawing(svg: str) -> Element:
 
 
 def page(*, title: str, style: str, body: Element, language: str = "en") -> str:
-    """A whole page; nothing in it is loaded from elsewhere."""
+    """A whole page; nothing in it is loaded from elsewhere.
+
+    The head is written by the rules of HTML, where a style sheet is not escaped.  The body is
+    written by those of XML, which escape `<` in attributes too; so it must hold no void elements.
+    """
     head = element(
         "head",
         element("meta", charset="utf-8"),
@@ -75,8 +79,10 @@ def page(*, title: str, style: str, body: Element, language: str = "en") -> str:
         element("title", title),
         element("style", style),
     )
-    whole = element("html", head, body, lang=language)
-    return "<!doctype html>\n" + ElementTree.tostring(whole, encoding="unicode", method="html")
+    written_head = ElementTree.tostring(head, "unicode", method="html")
+    written_body = ElementTree.tostring(body, "unicode", short_empty_elements=False)
+    opening = f'<!doctype html>\n<html lang="{language}">'
+    return f"{opening}{written_head}{written_body}</html>\n"
 
 
 def _append_text(parent: Element, text: str) -> None:

@@ -5,7 +5,7 @@ what was checked.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +25,17 @@ from experiments.recipes.report_data import (
     Report,
     TrainingRun,
 )
+from experiments.recipes.report_figures import (
+    attention_figure,
+    metric_figure,
+    named_figures,
+    training_figure,
+)
 from recipe_jax import plots
 from recipe_jax.data.foods import replace_file
 from recipe_jax.diets import Finding, excluded_contents
 
 _STYLE_SHEET = Path(__file__).with_name("report.css")
-_MAX_PANELS = 4  # metrics drawn beside one another; the table holds them all
 _SPACE = "\N{NO-BREAK SPACE}"
 _INTERVAL = "\N{EN DASH}"
 
@@ -52,11 +57,11 @@ def write_plots(folder: Path, report: Report) -> list[Path]:
 
     Raises:
         OSError: a full disk or a folder that cannot be written.
-        ValueError: as `write_report`.
+        ValueError: what cannot be drawn, such as attention that sums to more than 1.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for name, figure in _named_figures(report):
+    for name, figure in named_figures(report):
         paths.append(folder / f"{name}.png")
         replace_file(paths[-1], plots.to_png(figure))
     return paths
@@ -322,80 +327,6 @@ def _figure(
     if class_:
         svg.set("class", class_)
     return element("figure", svg, element("figcaption", caption) if caption else None)
-
-
-def _named_figures(report: Report) -> Iterator[tuple[str, Figure]]:
-    """Every figure with the name of its file."""
-    recipes = [recipe for pantry in report.pantries for recipe in pantry.recipes]
-    for i, recipe in enumerate(recipes, start=1):
-        yield f"recipe_{i}_grams", gram_figure(recipe)
-        for explanation in recipe.explanations[:1]:
-            yield f"recipe_{i}_ingredients", driver_figure(explanation.ingredients, explanation)
-            yield f"recipe_{i}_compounds", driver_figure(explanation.compounds, explanation)
-    for i, shown in enumerate(report.attention, start=1):
-        yield f"attention_{i}", attention_figure(shown)
-    for i, shown in enumerate(report.tables, start=1):
-        yield f"metrics_{i}", metric_figure(shown)
-    for i, run in enumerate(report.training, start=1):
-        yield f"training_{i}", training_figure(run)
-
-
-def gram_figure(recipe: Recipe) -> Figure:
-    """The amounts of a recipe."""
-    return plots.gram_bars(
-        [portion.food for portion in recipe.portions],
-        np.array([portion.grams for portion in recipe.portions]),
-        low=np.array([portion.low_grams for portion in recipe.portions]),
-        high=np.array([portion.high_grams for portion in recipe.portions]),
-    )
-
-
-def driver_figure(parts: Sequence[Attribution], explanation: Explanation) -> Figure:
-    """Attributions of one choice."""
-    values = np.array([part.value for part in parts], float)
-    return plots.attribution_bars([p.name for p in parts], values, unit=explanation.unit)
-
-
-def attention_figure(shown: AttentionMap) -> Figure:
-    """An attention map."""
-    return plots.attention_heatmap(
-        shown.weights,
-        row_labels=shown.row_labels,
-        column_labels=shown.column_labels,
-        row_name=shown.row_name,
-        column_name=shown.column_name,
-    )
-
-
-def training_figure(run: TrainingRun) -> Figure:
-    """The curves of a run beside its baselines."""
-    return plots.training_curves(
-        run.rows,
-        metric=run.metric,
-        label=run.label,
-        baselines=run.baselines,
-        loss_label=run.loss_label,
-    )
-
-
-def metric_figure(shown: MetricTable) -> Figure:
-    """The first metrics of a table, method beside method."""
-    columns = shown.columns[:_MAX_PANELS]
-    values = np.full((3, len(shown.rows), len(columns)), np.nan)
-    for i, row in enumerate(shown.rows):
-        for j, column in enumerate(columns):
-            score = row.scores.get(column.key)
-            if score is not None:
-                ends = (score.mean, score.low, score.high)
-                values[:, i, j] = [np.nan if end is None else end for end in ends]
-    return plots.metric_bars(
-        [row.method for row in shown.rows],
-        values[0],
-        low=values[1],
-        high=values[2],
-        labels=[column.label for column in columns],
-        ours=[row.method for row in shown.rows if row.ours],
-    )
 
 
 # Numbers
