@@ -6,6 +6,7 @@ tables it was trained with (a recipe model's foods and their molecules).
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -86,8 +87,11 @@ def save_model(
     foods: Sequence[str],
     molecules: Molecules,
     card: str,
+    dtype: type[np.floating[Any]] = np.float32,
 ) -> None:
     """Write a model folder; each file appears whole or not at all.
+
+    What is only zero or one is stored as packed bits.
 
     Args:
         folder: created if missing.
@@ -96,6 +100,7 @@ def save_model(
         foods: the vocabulary.
         molecules: the frozen input the model was trained with.
         card: the model card, in Markdown.
+        dtype: that the parameters are stored in: float32, or float16 for half the size.
     """
     model_type = next(name for name, (kind, _) in MODELS.items() if type(cfg) is kind)
     config = {
@@ -104,9 +109,9 @@ def save_model(
         "config": to_json(cfg),
         "foods": list(foods),
     }
-    tensors = {f"params/{path}": np.asarray(leaf) for path, leaf in _named(params).items()}
+    tensors = {f"params/{path}": np.asarray(leaf, dtype) for path, leaf in _named(params).items()}
     for name, array in molecules._asdict().items():
-        tensors[f"molecules/{name}"] = np.asarray(array, np.float32)
+        tensors[f"molecules/{name}"] = _packed(np.asarray(array, np.float32))
     folder.mkdir(parents=True, exist_ok=True)
     _replace(folder / "README.md", card.encode())
     _replace(folder / "model.safetensors", save(tensors))
@@ -133,12 +138,12 @@ def load_model(folder: Path) -> LoadedModel:
     v, c, a = embedding.num_foods, embedding.num_components, embedding.num_compounds
     wanted = Molecules((v, c), (v, c), (v, a), (v,))
     expected |= {f"molecules/{name}": shape for name, shape in wanted._asdict().items()}
-    _check_tensors(folder / "model.safetensors", tensors, expected)
+    _check_and_widen(folder / "model.safetensors", tensors, expected)
     foods = tuple(config["foods"])
     if len(foods) != v or len(set(foods)) != v:
         raise ModelFolderError(f"{folder / 'config.json'}: foods must be {v} distinct names")
-    leaves = [tensors[f"params/{path}"] for path in _named(shapes)]
-    params = jax.tree.unflatten(jax.tree.structure(shapes), [jax.numpy.asarray(x) for x in leaves])
+    leaves = [jax.numpy.asarray(tensors[f"params/{path}"]) for path in _named(shapes)]
+    params = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
     arrays = (jax.numpy.asarray(tensors[f"molecules/{name}"]) for name in Molecules._fields)
     return LoadedModel(model_type, cfg, fn, params, foods, Molecules(*arrays))
 
@@ -196,21 +201,38 @@ def _read_tensors(path: Path) -> dict[str, np.ndarray]:
         raise ModelFolderError(f"{path}: not a whole safetensors file ({reason})") from error
 
 
-def _check_tensors(
-    path: Path, tensors: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]]
+def _check_and_widen(
+    path: Path, tensors: dict[str, np.ndarray], expected: Mapping[str, tuple[int, ...]]
 ) -> None:
+    """Refuse what does not fit, and bring the rest to float32, in place."""
     for name in sorted(set(tensors) ^ set(expected)):
         problem = "is missing" if name in expected else "is not part of this model"
         raise ModelFolderError(f"{path}: tensor {name!r} {problem}")
     for name, shape in expected.items():
         found = tensors[name]
-        if found.shape != shape or found.dtype != np.float32:
+        if found.dtype == np.uint8 and name.startswith("molecules/"):
+            found = _unpacked(found, shape)
+        if found.shape != shape or found.dtype not in (np.float32, np.float16):
             raise ModelFolderError(
                 f"{path}: tensor {name!r} is {found.dtype}{list(found.shape)}, "
-                f"must be float32{list(shape)}"
+                f"must be float32{list(shape)} or float16"
             )
         if not np.isfinite(found).all():
             raise ModelFolderError(f"{path}: tensor {name!r} holds values that are not finite")
+        tensors[name] = found.astype(np.float32)
+
+
+def _packed(values: np.ndarray) -> np.ndarray:
+    """Zeros and ones as bits; anything else as it is."""
+    return np.packbits(values != 0) if np.isin(values, (0, 1)).all() else values
+
+
+def _unpacked(bits: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The inverse of packing; bits of another number are returned as they are, to be refused."""
+    count = math.prod(shape)
+    if bits.shape != (-(-count // 8),):
+        return bits
+    return np.unpackbits(bits, count=count).reshape(shape).astype(np.float32)
 
 
 def _named(tree: Params) -> dict[str, Any]:

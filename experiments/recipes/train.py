@@ -29,7 +29,7 @@ from recipe_jax.data.recipes import RecipeSets
 from recipe_jax.functional import PureModule, abstract, num_parameters
 from recipe_jax.huggingface import make_module, save_model, to_json
 from recipe_jax.layers.transformer import TransformerConfig
-from recipe_jax.models.amounts import AmountsConfig, amounts_loss
+from recipe_jax.models.amounts import AmountsConfig, amounts_loss, drop_members
 from recipe_jax.models.food_embedding import SOURCES, FoodEmbeddingConfig
 from recipe_jax.models.ingredient_generator import (
     GeneratorConfig,
@@ -60,6 +60,7 @@ class Flags:
         learning_rate: peak of the schedule.
         weight_decay: times the learning rate.
         dropout: of the transformer's sublayers.
+        member_dropout: share of the foods left out of every second recipe, for amounts.
         embed_dim: width.
         num_layers: depth.
         num_heads: attention heads.
@@ -82,6 +83,7 @@ class Flags:
     learning_rate: float = 3e-3
     weight_decay: float = 0.05
     dropout: float = 0.1
+    member_dropout: float = 0.0
     embed_dim: int = 160
     num_layers: int = 3
     num_heads: int = 5
@@ -121,6 +123,7 @@ def run(flags: Flags, prepared: Prepared | None = None) -> dict[str, Any]:
         foods=prepared.foods,
         molecules=prepared.molecules,
         card=model_card(flags, prepared, headline),
+        dtype=np.float16,
     )
     return headline
 
@@ -279,6 +282,9 @@ def _amounts_task(
     ]
 
     def loss(model: Any, batch: RecipeBatch, key: jax.Array | None) -> tuple[jax.Array, Any]:
+        if key is not None and flags.member_dropout > 0:
+            key, here = jax.random.split(key)
+            batch = drop_members(batch, flags.member_dropout, here, num_foods=embedding.num_foods)
         mixture = model(molecules, batch.foods, batch.lengths, key=key)
         terms = amounts_loss(mixture, batch, mean_weight=cfg.mean_weight)
         count = jnp.maximum(terms.weighed.sum(), 1.0)

@@ -146,6 +146,36 @@ class AmountsModel(nnx.Module):
         )
 
 
+def drop_members(
+    batch: RecipeBatch, rate: float, key: PRNGKeyArray, *, num_foods: int
+) -> RecipeBatch:
+    """Leave each member of every second recipe out with probability `rate`: more recipes to learn.
+
+    The shares of the members that stay keep their ratios (subcompositional coherence, Aitchison
+    1982), so what remains is a recipe in which something else was not written down.
+
+    Args:
+        batch: recipes; those of fewer than three members stay whole.
+        rate: probability for a member to be left out.
+        key: random key.
+        num_foods: the padding index.
+    """
+    which, member = jax.random.split(key)
+    members = member_mask(batch.lengths, batch.foods.shape[1])
+    chosen = jax.random.bernoulli(which, 0.5, batch.lengths.shape) & (batch.lengths > 2)
+    left_out = jax.random.bernoulli(member, rate, members.shape) & chosen[:, None] & members
+    keep = members & ~left_out
+    # A recipe that would keep fewer than two members stays whole.
+    keep = jnp.where(keep.sum(axis=1, keepdims=True) < 2, members, keep)
+    order = jnp.argsort(~keep, axis=1, stable=True)
+    kept = jnp.take_along_axis(keep, order, axis=1)
+    return RecipeBatch(
+        foods=jnp.where(kept, jnp.take_along_axis(batch.foods, order, axis=1), num_foods),
+        lengths=keep.sum(axis=1).astype(batch.lengths.dtype),
+        grams=jnp.where(kept, jnp.take_along_axis(batch.grams, order, axis=1), 0.0),
+    )
+
+
 class AmountsTerms(NamedTuple):
     """Per-recipe loss terms; all zero for a recipe that is not fully weighed.
 

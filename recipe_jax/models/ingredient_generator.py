@@ -110,7 +110,11 @@ class IngredientGenerator(nnx.Module):
         queries = states @ self.output.get_value()
         logits = jnp.einsum("bte,ve->btv", queries, targets, preferred_element_type=jnp.float32)
         logits = logits * targets.shape[-1] ** -0.5
-        return logits + self.bias.get_value() if "learned" in self.cfg.embedding.sources else logits
+        return (
+            logits + self.bias.get_value()[None, None]
+            if "learned" in self.cfg.embedding.sources
+            else logits
+        )
 
     def empty_cache(self, batch_size: int) -> BlockCache:
         """A cache that has room for the start and `max_foods` foods."""
@@ -153,8 +157,8 @@ class GeneratorTerms(NamedTuple):
 
 def chosen_before(foods: Int[Array, "b m"], num_foods: int) -> Bool[Array, "b prefixes v_plus_one"]:
     """Which foods each prefix of a sequence already holds; never the end."""
-    hot = foods[..., None] == jnp.arange(num_foods + 1)
-    hot = (hot & (jnp.arange(num_foods + 1) < num_foods)).astype(jnp.int8)
+    vocabulary = jnp.arange(num_foods + 1)[None, None]
+    hot = ((foods[..., None] == vocabulary) & (vocabulary < num_foods)).astype(jnp.int8)
     counts = jnp.cumsum(hot, axis=1, dtype=jnp.int8)
     return jnp.pad(counts, ((0, 0), (1, 0), (0, 0))) > 0
 
@@ -180,7 +184,7 @@ def next_food_loss(
 ) -> GeneratorTerms:
     """Cross-entropy with the next food of this one order: the plain autoregressive loss."""
     num_foods = logits.shape[-1] - 1
-    hot = (batch.foods[..., None] == jnp.arange(num_foods + 1)).astype(jnp.float32)
+    hot = (batch.foods[..., None] == jnp.arange(num_foods + 1)[None, None]).astype(jnp.float32)
     following = jnp.pad(hot, ((0, 0), (0, 1), (0, 0)))
     return _cross_entropy(logits, chosen_before(batch.foods, num_foods), following, batch.lengths)
 
