@@ -11,7 +11,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
@@ -24,6 +24,10 @@ from recipe_jax.functional import Params, PureModule, abstract, path_name
 from recipe_jax.layers import positions
 from recipe_jax.models.amounts import AmountsConfig, AmountsModel
 from recipe_jax.models.ingredient_generator import GeneratorConfig, IngredientGenerator
+
+_SCALE = ".scale"
+
+Precision: TypeAlias = Literal["float32", "float16", "int8"]
 
 FORMAT = 1
 """Of `config.json`; a reader refuses any other."""
@@ -87,7 +91,7 @@ def save_model(
     foods: Sequence[str],
     molecules: Molecules,
     card: str,
-    dtype: type[np.floating[Any]] = np.float32,
+    precision: Precision = "float32",
 ) -> None:
     """Write a model folder; each file appears whole or not at all.
 
@@ -100,7 +104,8 @@ def save_model(
         foods: the vocabulary.
         molecules: the frozen input the model was trained with.
         card: the model card, in Markdown.
-        dtype: that the parameters are stored in: float32, or float16 for half the size.
+        precision: of the stored parameters; "int8" rounds each row of a matrix to 255 steps of
+            its largest entry and keeps vectors in float16.
     """
     model_type = next(name for name, (kind, _) in MODELS.items() if type(cfg) is kind)
     config = {
@@ -109,7 +114,9 @@ def save_model(
         "config": to_json(cfg),
         "foods": list(foods),
     }
-    tensors = {f"params/{path}": np.asarray(leaf, dtype) for path, leaf in _named(params).items()}
+    tensors: dict[str, np.ndarray] = {}
+    for path, leaf in _named(params).items():
+        tensors |= _stored(f"params/{path}", np.asarray(leaf), precision)
     for name, array in molecules._asdict().items():
         tensors[f"molecules/{name}"] = _packed(np.asarray(array, np.float32))
     folder.mkdir(parents=True, exist_ok=True)
@@ -132,7 +139,7 @@ def load_model(folder: Path) -> LoadedModel:
     except (TypeError, ValueError, KeyError) as error:
         raise ModelFolderError(f"{folder / 'config.json'}: config: {error}") from error
     fn, shapes = abstract(lambda: make_module(model_type, cfg))
-    tensors = _read_tensors(folder / "model.safetensors")
+    tensors = _widened(_read_tensors(folder / "model.safetensors"))
     expected = {f"params/{path}": tuple(leaf.shape) for path, leaf in _named(shapes).items()}
     embedding = cfg.embedding
     v, c, a = embedding.num_foods, embedding.num_components, embedding.num_compounds
@@ -220,6 +227,28 @@ def _check_and_widen(
         if not np.isfinite(found).all():
             raise ModelFolderError(f"{path}: tensor {name!r} holds values that are not finite")
         tensors[name] = found.astype(np.float32)
+
+
+def _stored(name: str, values: np.ndarray, precision: Precision) -> dict[str, np.ndarray]:
+    """A parameter as it is stored: with a scale per row where it is rounded to eight bits."""
+    if precision != "int8":
+        return {name: values.astype(precision)}
+    if values.ndim < 2:
+        return {name: values.astype(np.float16)}
+    largest = np.abs(values).max(axis=-1, keepdims=True)
+    scale = np.maximum(largest / 127, np.finfo(np.float16).tiny).astype(np.float16)
+    rounded = np.round(values / scale.astype(np.float32)).clip(-127, 127).astype(np.int8)
+    return {name: rounded, f"{name}{_SCALE}": scale}
+
+
+def _widened(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Rows of eight bits times their scale; everything else as it is."""
+    whole = {name: values for name, values in tensors.items() if not name.endswith(_SCALE)}
+    for name, values in whole.items():
+        scale = tensors.get(f"{name}{_SCALE}")
+        if values.dtype == np.int8 and scale is not None and scale.ndim == values.ndim:
+            whole[name] = values.astype(np.float32) * scale.astype(np.float32)
+    return whole
 
 
 def _packed(values: np.ndarray) -> np.ndarray:

@@ -1,1 +1,1 @@
-"""Recipes from molecules: prepare, train, evaluate, generate, explain, ablate, demo."""
+"""Recipes from molecules: prepare, train, evaluate, generate, explain, demo."""

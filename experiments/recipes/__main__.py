@@ -21,7 +21,7 @@ COMMANDS = {
     "evaluate": "score a trained model beside its baselines",
     "generate": "complete a pantry into recipes with grams",
     "explain": "what drove a choice; substitutes and pairings",
-    "ablate": "the open questions, measured over seeds",
+    "publish": "store a trained model small",
     "demo": "all of it in five minutes, ending in a report",
 }
 

@@ -123,7 +123,7 @@ def run(flags: Flags, prepared: Prepared | None = None) -> dict[str, Any]:
         foods=prepared.foods,
         molecules=prepared.molecules,
         card=model_card(flags, prepared, headline),
-        dtype=np.float16,
+        precision="float16",
     )
     return headline
 
