@@ -76,8 +76,9 @@ def main(config: Config) -> int:
             print(f"{needed}: no such file", file=sys.stderr)
             return 2
     columns = [*KEYS, "ndb", "grams"]
-    types = pl.Schema({"line": pl.Int32(), "ndb": pl.Int32()})
-    reference = pl.read_parquet(path, columns=columns).cast(dict(types))
+    reference = pl.read_parquet(path, columns=columns).with_columns(
+        pl.col("line").cast(pl.Int32), pl.col("ndb").cast(pl.Int32)
+    )
     ours = pl.read_parquet(config.prepared / "ingredients.parquet", columns=columns)
     in_training = pl.col("recipe_id").map_elements(
         lambda recipe_id: split_of(recipe_id) == "train", return_dtype=pl.Boolean

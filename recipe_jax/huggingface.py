@@ -121,7 +121,9 @@ def save_model(
         tensors[f"molecules/{name}"] = _packed(np.asarray(array, np.float32))
     folder.mkdir(parents=True, exist_ok=True)
     _replace(folder / "README.md", card.encode())
-    _replace(folder / "model.safetensors", save(tensors))
+    # safetensors writes the buffer as it lies in memory, whatever the strides.
+    contiguous = {name: np.ascontiguousarray(values) for name, values in tensors.items()}
+    _replace(folder / "model.safetensors", save(contiguous))
     _replace(folder / "config.json", (json.dumps(config, indent=1) + "\n").encode())
 
 

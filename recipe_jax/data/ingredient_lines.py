@@ -6,7 +6,6 @@
 """
 
 import concurrent.futures
-import contextlib
 import dataclasses
 import html
 import io
@@ -137,8 +136,7 @@ def require_tagger() -> None:
 
     if _has_tagger():
         return
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        nltk.downloader.download(TAGGER, quiet=True)
+    nltk.downloader.download(TAGGER, quiet=True, print_error_to=io.StringIO())
     if not _has_tagger():
         raise DataError(
             f"NLTK's tagger {TAGGER!r}, which ingredient-parser-nlp needs, is not on this machine "
