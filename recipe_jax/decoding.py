@@ -1,12 +1,12 @@
-"""Decoding of set models: sampling without repeats, beam search over sets, constraints as values.
+"""Sampling of sets, food by food: no repeats, constraints and ways to choose as values.
 
-A set model gives logits of the next food after any prefix; foods already chosen are masked here, not
-in the model, so that a repeat has probability zero whatever the parameters.
+A set model gives logits of the next food after any prefix; foods already chosen are masked here,
+not in the model, so that a repeat has probability zero whatever the parameters.
 """
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,17 @@ from recipe_jax.batches import Molecules
 _NEVER = jnp.finfo(jnp.float32).min
 
 
+@runtime_checkable
 class SetDecoder(Protocol):
-    """What a model offers in order to be decoded: see `IngredientGenerator`."""
+    """What a model offers in order to be decoded: see `IngredientGenerator`.
+
+    Every array of its cache has the axes `layers b …`.
+
+    Attributes:
+        cfg: its configuration, of which `max_foods` is read.
+    """
+
+    cfg: Any
 
     def embedding(self, molecules: Molecules) -> Float[Array, "v e"]:
         """The vectors of all foods."""
@@ -36,6 +45,17 @@ class SetDecoder(Protocol):
         cache: Any,
     ) -> tuple[Float32[Array, "b t v_plus_one"], Any]:
         """Read foods (-1 is the start, `v` padding); logits after each, and the cache with them."""
+        ...
+
+
+@runtime_checkable
+class PromptEncoder(Protocol):
+    """What a `SetDecoder` offers too if it reads a prompt as a whole, outside its sequence."""
+
+    def encode_prompt(
+        self, table: Float[Array, "v e"], foods: Int[Array, "b p"], lengths: Int[Array, "b"]
+    ) -> Any:
+        """A cache that knows the prompts and holds no sequence yet."""
         ...
 
 
@@ -95,21 +115,25 @@ class DecodedSets(NamedTuple):
 def filter_logits(logits: Float[Array, "b v"], sampling: Sampling) -> Float[Array, "b v"]:
     """Divide by the temperature, then keep the top k, then the top p of what is left.
 
-    What is dropped becomes the lowest finite number.  Ties at the boundary of top-k are kept.
+    What is dropped becomes the lowest finite number.  Ties at a boundary are kept.  A temperature
+    of 0 divides by nothing.
     """
     if sampling.temperature > 0:
-        logits = logits / sampling.temperature
-    if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
-        kth = jax.lax.top_k(logits, sampling.top_k)[0][:, -1:]
-        logits = jnp.where(logits < kth, _NEVER, logits)
+        # The highest becomes 0 first: a small temperature then drives no logit to infinity.
+        highest = jnp.max(logits, axis=-1, keepdims=True)
+        logits = jnp.maximum((logits - highest) / sampling.temperature, _NEVER)
+    top_k = logits.shape[-1] if sampling.top_k is None else sampling.top_k
+    if top_k >= logits.shape[-1] and sampling.top_p == 1.0:
+        return logits
+    ranked = jnp.sort(logits, axis=-1, descending=True)
+    lowest = ranked[:, min(top_k, logits.shape[-1]) - 1][:, None]
     if sampling.top_p < 1.0:
-        order = jnp.argsort(logits, axis=-1, descending=True)
-        ranked = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1), axis=-1)
-        before = jnp.cumsum(ranked, axis=-1) - ranked
-        rank = jnp.argsort(order, axis=-1)
-        kept = jnp.take_along_axis(before < sampling.top_p, rank, axis=-1)
-        logits = jnp.where(kept, logits, _NEVER)
-    return logits
+        ranked = jnp.where(ranked < lowest, _NEVER, ranked)
+        shares = jax.nn.softmax(ranked, axis=-1)
+        before = jnp.cumsum(shares, axis=-1) - shares
+        kept = (before < sampling.top_p).at[:, 0].set(True)
+        lowest = jnp.min(ranked, axis=-1, keepdims=True, where=kept, initial=jnp.inf)
+    return jnp.where(logits < lowest, _NEVER, logits)
 
 
 def choose(logits: Float[Array, "b v"], sampling: Sampling, key: PRNGKeyArray) -> Int[Array, "b"]:
@@ -136,13 +160,52 @@ def constrain(
     return jnp.where(allowed, logits.astype(jnp.float32), _NEVER)
 
 
-class _State(NamedTuple):
-    foods: Int[Array, "b m"]
+class Reading(NamedTuple):
+    """Where every row stands in its sequence of foods.
+
+    Attributes:
+        cache: of what was read.
+        lengths: foods that a row's set has so far; `prompt` names those still to be read as well.
+        prompt: required foods first, then padding.
+        chosen: foods that may not come again; all of the prompt from the first.
+    """
+
+    cache: Any
     lengths: Int[Array, "b"]
+    prompt: Int[Array, "b m"]
+    chosen: Bool[Array, "b v"]
+
+
+def start_reading(
+    model: SetDecoder,
+    table: Float[Array, "v e"],
+    prompt: Int[Array, "b p"],
+    prompt_lengths: Int[Array, "b"],
+) -> Reading:
+    """Before the first choice: the prompt is in a model's encoder, or to be read food by food.
+
+    Raises:
+        ValueError: if `p` is above the model's `max_foods`.
+    """
+    (b, p), v, m = prompt.shape, table.shape[0], model.cfg.max_foods
+    if p > m:
+        raise ValueError(f"prompt has {p} places, the model holds at most max_foods={m} foods")
+    encodes = isinstance(model, PromptEncoder)
+    return Reading(
+        cache=model.encode_prompt(table, prompt, prompt_lengths)
+        if encodes
+        else model.empty_cache(b),
+        lengths=prompt_lengths if encodes else jnp.zeros_like(prompt_lengths),
+        prompt=jnp.pad(prompt, ((0, 0), (0, m - p)), constant_values=v),
+        chosen=jnp.zeros((b, v), bool).at[jnp.arange(b)[:, None], prompt].set(True, mode="drop"),
+    )
+
+
+class _State(NamedTuple):
+    sets: DecodedSets
+    read: Int[Array, "b"]
     done: Bool[Array, "b"]
     chosen: Bool[Array, "b v"]
-    logits: Float32[Array, "b v_plus_one"]
-    log_probability: Float32[Array, "b"]
     cache: Any
     key: PRNGKeyArray
 
@@ -152,7 +215,7 @@ def sample_sets(
     fn: Any,
     params: Any,
     molecules: Molecules,
-    prompt: Int[Array, "b m"],
+    prompt: Int[Array, "b p"],
     prompt_lengths: Int[Array, "b"],
     key: PRNGKeyArray,
     *,
@@ -161,79 +224,73 @@ def sample_sets(
 ) -> DecodedSets:
     """Complete sets of foods, one choice at a time, until every row has chosen its end.
 
-    One prefill reads the prompts, then one `lax.while_loop` decodes with a key-value cache.
+    One `lax.while_loop` reads prompts and choices alike, a food a turn, with a key-value cache: no
+    row waits for the longest prompt, and none is read in parallel only to be thrown away.
 
     Args:
-        fn: a pure `SetDecoder`.
+        fn: a pure `SetDecoder`; its prompt goes to the encoder if it is a `PromptEncoder`.
         params: its parameters.
         molecules: of the `v` foods.
-        prompt: required foods, then padding (index `v`); `m` is the longest set there can be.
+        prompt: distinct required foods, then padding (index `v`); `p` may be 0.
         prompt_lengths: foods in each prompt; may be 0.
         key: random key.
-        constraint: what every set must obey.
+        constraint: what every set must obey; `max_foods` above the model's counts as the model's.
         sampling: how a choice is drawn.
+
+    Returns:
+        Sets in rows of the model's `max_foods`.
+
+    Raises:
+        ValueError: if `p` is above the model's `max_foods`.
     """
     model = fn.bind(params)
     table = model.embedding(molecules)
-    state = _prefill(model, table, prompt, prompt_lengths, key)
-
-    def step(state: _State) -> _State:
-        key, here = jax.random.split(state.key)
-        logits = constrain(state.logits, state.chosen, state.lengths, constraint)
-        choice = choose(logits, sampling, here)
-        log_probabilities = jax.nn.log_softmax(logits, axis=-1)
-        cost = jnp.take_along_axis(log_probabilities, choice[:, None], axis=-1)[:, 0]
-        return _append(model, table, state, choice, cost)._replace(key=key)
-
-    state = jax.lax.while_loop(lambda state: ~state.done.all(), step, state)
-    return DecodedSets(state.foods, state.lengths, state.log_probability)
-
-
-def _prefill(
-    model: SetDecoder,
-    table: Float[Array, "v e"],
-    prompt: Int[Array, "b m"],
-    lengths: Int[Array, "b"],
-    key: PRNGKeyArray,
-) -> _State:
-    b, v = prompt.shape[0], table.shape[0]
-    read = jnp.concatenate([jnp.full((b, 1), -1, prompt.dtype), prompt], axis=1)
-    logits, cache = model.decode(table, read, lengths + 1, model.empty_cache(b))
-    rows = jnp.arange(b)[:, None]
-    chosen = jnp.zeros((b, v), bool).at[rows, prompt].set(True, mode="drop")
-    return _State(
-        foods=prompt,
-        lengths=lengths,
-        done=jnp.zeros(b, bool),
-        chosen=chosen,
-        logits=jnp.take_along_axis(logits, lengths[:, None, None], axis=1)[:, 0],
-        log_probability=jnp.zeros(b, jnp.float32),
-        cache=cache,
+    start = start_reading(model, table, prompt, prompt_lengths)
+    b, m = start.prompt.shape
+    limits = constraint._replace(max_foods=jnp.minimum(constraint.max_foods, m))
+    full = prompt_lengths >= limits.max_foods
+    lengths = jnp.where(full, prompt_lengths, start.lengths)
+    state = _State(
+        sets=DecodedSets(start.prompt, lengths, jnp.zeros(b, jnp.float32)),
+        read=jnp.full(b, -1, prompt.dtype),
+        done=full,
+        chosen=start.chosen,
+        cache=start.cache,
         key=key,
     )
 
+    def step(state: _State) -> _State:
+        key, here = jax.random.split(state.key)
+        lengths, reads = state.sets.lengths, (~state.done).astype(jnp.int32)
+        logits, cache = model.decode(table, state.read[:, None], reads, state.cache)
+        logits = constrain(logits[:, 0], state.chosen, lengths, limits)
+        choice = choose(logits, sampling, here)
+        cost = _pick(jax.nn.log_softmax(logits, axis=-1), choice)
+        required = lengths < prompt_lengths
+        choice = jnp.where(required, _pick(start.prompt, jnp.minimum(lengths, m - 1)), choice)
+        cost = jnp.where(required, 0.0, cost)
+        state = _append(state._replace(cache=cache, key=key), choice, cost)
+        return state._replace(done=state.done | (state.sets.lengths >= limits.max_foods))
 
-def _append(
-    model: SetDecoder,
-    table: Float[Array, "v e"],
-    state: _State,
-    choice: Int[Array, "b"],
-    cost: Float32[Array, "b"],
-) -> _State:
+    return jax.lax.while_loop(lambda state: ~state.done.all(), step, state).sets
+
+
+def _append(state: _State, choice: Int[Array, "b"], cost: Float32[Array, "b"]) -> _State:
     """Add each row's choice to its set, unless the row is done or its choice is the end."""
-    v = table.shape[0]
+    sets, (b, v) = state.sets, state.chosen.shape
+    rows, m = jnp.arange(b), sets.foods.shape[1]
     done = state.done | (choice == v)
     added = jnp.where(done, v, choice)
-    rows = jnp.arange(added.shape[0])
-    logits, cache = model.decode(table, added[:, None], (~done).astype(jnp.int32), state.cache)
-    return state._replace(
-        foods=state.foods.at[rows, jnp.where(done, state.foods.shape[1], state.lengths)].set(
-            added, mode="drop"
-        ),
-        lengths=state.lengths + ~done,
-        done=done,
-        chosen=state.chosen.at[rows, added].set(True, mode="drop"),
-        logits=jnp.where(done[:, None], state.logits, logits[:, 0]),
-        log_probability=state.log_probability + jnp.where(state.done, 0.0, cost),
-        cache=cache,
+    place = jnp.where(done, m, sets.lengths)
+    grown = DecodedSets(
+        foods=sets.foods.at[rows, place].set(added, mode="drop"),
+        lengths=sets.lengths + ~done,
+        log_probability=sets.log_probability + jnp.where(state.done, 0.0, cost),
     )
+    chosen = state.chosen.at[rows, added].set(True, mode="drop")
+    return state._replace(sets=grown, read=added, done=done, chosen=chosen)
+
+
+def _pick(rows: Array, place: Int[Array, "b"]) -> Array:
+    """One element of each row."""
+    return jnp.take_along_axis(rows, place[:, None], axis=1)[:, 0]
