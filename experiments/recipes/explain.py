@@ -385,7 +385,7 @@ def _measure(flags: Flags) -> dict[str, Any]:
         command = (
             f"python -m experiments.recipes explain --measure {flags.measure} "
             f"--checkpoint {flags.checkpoint} --num-orders {flags.num_orders} --seed {flags.seed}"
-        )
+        ) + ("" if flags.data is None else " --data DIR")
         write_record(flags.record, make_record(command, data=prepared.source, results=results))
     worst = max(results.values(), key=lambda result: result["completeness_error_p99"])
     return {**worst, **results}
