@@ -30,7 +30,13 @@ ACCELERATOR = {"layers", "models", "training", "functional", "sharding", "batche
 ON_ACCELERATORS = {"jax", "flax", "optax", "orbax", "numpy", "jaxtyping"}
 """What those parts may import beside the standard library, to run on a bare accelerator machine."""
 
-DECODING = {"beam_search", "joint_decoding", "set_probabilities", "integrated_gradients"}
+DECODING = {
+    "beam_search",
+    "integrated_gradients",
+    "joint_decoding",
+    "mask_predict",
+    "set_probabilities",
+}
 """Modules of decoding and explaining that stand in files of their own."""
 
 

@@ -89,14 +89,24 @@ def run(flags: Flags) -> dict[str, Any]:
 _PATHS = ("checkpoint", "data", "record")
 
 
-def load_checkpoint(path: Path, prepared: Prepared | None = None) -> LoadedModel:
+def load_checkpoint(
+    path: Path, prepared: Prepared | None = None, *, kind: str | None = None
+) -> LoadedModel:
     """The model of a run folder or model folder, checked against the data's vocabulary.
+
+    Args:
+        path: a run folder or model folder.
+        prepared: the data whose vocabulary the model must know.
+        kind: the `model_type` it must be of.
 
     Raises:
         ModelFolderError: no model, or a broken one.
-        ValueError: a model of other foods.
+        ValueError: a model of other foods, or of another kind.
     """
     model = load_model(path / "model" if (path / "model").is_dir() else path)
+    if kind is not None and model.model_type != kind:
+        article = "an" if kind[0] in "aeiou" else "a"
+        raise ValueError(f"{path}: model_type={model.model_type!r} must be {article} {kind}")
     if prepared is not None and model.foods != prepared.foods:
         raise ValueError(
             f"{path}: the model knows {len(model.foods)} foods, which are not the "

@@ -82,7 +82,8 @@ class Proposal:
 
 def run(flags: Flags) -> dict[str, Any]:
     """Propose recipes and say what was checked."""
-    generator, amounts = load_checkpoint(flags.generator), load_checkpoint(flags.amounts)
+    generator = load_checkpoint(flags.generator, kind="ingredient_generator")
+    amounts = load_checkpoint(flags.amounts, kind="amounts")
     proposals = propose(generator, amounts, flags)
     console = Console(stderr=True)
     for number, proposal in enumerate(proposals, 1):

@@ -23,6 +23,8 @@ from recipe_jax.layers.positions import NoPositions
 from recipe_jax.layers.transformer import BlockCache, Stack, TransformerConfig
 from recipe_jax.models.food_embedding import FoodEmbedding, FoodEmbeddingConfig, gather_foods
 
+_NO_POSITIONS = NoPositions()
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GeneratorConfig:
@@ -37,7 +39,7 @@ class GeneratorConfig:
 
     embedding: FoodEmbeddingConfig
     transformer: TransformerConfig
-    positions: NoPositions = NoPositions()
+    positions: NoPositions = _NO_POSITIONS
     max_foods: int = 25
 
     def __post_init__(self) -> None:
