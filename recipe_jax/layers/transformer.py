@@ -317,7 +317,8 @@ class Stack(nnx.Module):
             y = block(x, context, mask=mask, context_mask=context_mask, key=key, indices=indices)
             return y, None
 
-        x, _ = self._scan(step, x, (params, self._layer_keys(key)))
+        keys = None if key is None else jax.random.split(key, self.cfg.num_layers)
+        x, _ = self._scan(step, x, (params, keys))
         return self._finish(x)
 
     def decode(
@@ -395,9 +396,6 @@ class Stack(nnx.Module):
         if self.remat:
             step = jax.checkpoint(step)
         return jax.lax.scan(step, x, layers, unroll=self.unroll)
-
-    def _layer_keys(self, key: PRNGKeyArray | None) -> PRNGKeyArray | None:
-        return None if key is None else jax.random.split(key, self.cfg.num_layers)
 
     def _finish(self, x: Float[Array, "b t e"]) -> Float[Array, "b t e"]:
         return x if self.final_norm is None else self.final_norm(x)

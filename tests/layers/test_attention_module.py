@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn_parameters import drawn
 from flax import nnx
 from tolerances import assert_close
 
-from recipe_jax.functional import purify
+from recipe_jax.functional import abstract
 from recipe_jax.layers.attention import (
     Attention,
     AttentionConfig,
@@ -28,11 +29,8 @@ CAUSAL = Mask(causal=True)
 
 
 def make(cfg: AttentionConfig = CONFIG, **options) -> Attention:
-    """A module whose biases and norms are not at their trivial initial values."""
-    fn, params = purify(Attention(cfg, rngs=nnx.Rngs(7), **options))
-    rng = np.random.default_rng(8)
-    noisy = jax.tree.map(lambda x: x + rng.normal(scale=0.1, size=x.shape).astype("f"), params)
-    return fn.bind(noisy)
+    fn, params = drawn(lambda: Attention(cfg, rngs=nnx.Rngs(0), **options))
+    return fn.bind(params)
 
 
 @pytest.mark.parametrize(
@@ -53,18 +51,17 @@ def test_call_is_project_attend_project(cfg):
         return jnp.asarray(y if bias is None else y + np.asarray(bias[...]), jnp.float32)
 
     query, key, value = map(project, ("query", "key", "value"))
+    masked = {"mask": CAUSAL, "softcap": cfg.softcap}
     if cfg.qk_norm:
         query = rms_norm(query, module.query_norm.scale[...])
         key = rms_norm(key, module.key_norm.scale[...])
-    heads = dot_product_attention(query, key, value, mask=CAUSAL, softcap=cfg.softcap)
+    heads = jax.jit(lambda *args: dot_product_attention(*args, **masked))(query, key, value)
     expected = np.tensordot(np.asarray(heads, np.float64), np.asarray(module.output[...]), 2)
     if cfg.bias == "all":
         expected = expected + np.asarray(module.output_bias[...])
-    assert_close(module(X, mask=CAUSAL), expected)
-    assert_close(
-        module.weights(X, mask=CAUSAL),
-        attention_weights(query, key, mask=CAUSAL, softcap=cfg.softcap),
-    )
+    got, weights = jax.jit(lambda x: (module(x, mask=CAUSAL), module.weights(x, mask=CAUSAL)))(X)
+    assert_close(got, expected)
+    assert_close(weights, jax.jit(lambda *args: attention_weights(*args, **masked))(query, key))
 
 
 @pytest.mark.parametrize("positions", [NoPositions(), Rope(), Rope(interleaved=True), Alibi()])
@@ -72,16 +69,21 @@ def test_call_is_project_attend_project(cfg):
 def test_cached_decoding_is_the_full_forward(positions, window):
     module = make(AttentionConfig(embed_dim=E, num_heads=4, num_kv_heads=2), positions=positions)
     mask = Mask(causal=True, window=window)
-    expected = module(X, mask=mask)
-    prompt, cache = module.decode(X[:, :3], module.empty_cache(B, T + 2), mask=mask)
 
-    def step(cache, token):
-        y, cache = module.decode(token[:, None], cache, mask=mask)
-        return cache, y[:, 0]
+    @jax.jit
+    def decode(x):
+        prompt, cache = module.decode(x[:, :3], module.empty_cache(B, T + 2), mask=mask)
 
-    cache, rest = jax.lax.scan(step, cache, X[:, 3:].swapaxes(0, 1))
-    assert_close(jnp.concatenate([prompt, rest.swapaxes(0, 1)], axis=1), expected)
-    assert cache.lengths.tolist() == [T, T]
+        def step(cache, token):
+            y, cache = module.decode(token[:, None], cache, mask=mask)
+            return cache, y[:, 0]
+
+        cache, rest = jax.lax.scan(step, cache, x[:, 3:].swapaxes(0, 1))
+        return jnp.concatenate([prompt, rest.swapaxes(0, 1)], axis=1), cache.lengths
+
+    decoded, filled = decode(X)
+    assert_close(decoded, jax.jit(lambda x: module(x, mask=mask))(X))
+    assert filled.tolist() == [T, T]
 
 
 @pytest.mark.parametrize("positions", [NoPositions(), Rope(), Alibi()])
@@ -90,12 +92,16 @@ def test_ragged_prompts_decode_as_if_each_row_were_alone(positions):
     lengths = jnp.array([2, 4])
     prompts = X[:, :4].at[0, 2:].set(99.0)
     mask = Mask(causal=True, query_lengths=lengths)
-    read, cache = module.decode(prompts, module.empty_cache(B, T), mask=mask)
-    assert cache.lengths.tolist() == [2, 4]
-    next_token = jnp.stack([X[0, 2], X[1, 4]])[:, None]
-    y, _ = module.decode(next_token, cache)
+
+    @jax.jit
+    def decode(prompts, tokens):
+        read, cache = module.decode(prompts, module.empty_cache(B, T), mask=mask)
+        return read, cache.lengths, module.decode(tokens, cache)[0]
+
+    read, filled, y = decode(prompts, jnp.stack([X[0, 2], X[1, 4]])[:, None])
+    assert filled.tolist() == [2, 4]
     for row, length in enumerate([2, 4]):
-        alone = module(X[row : row + 1, : length + 1], mask=CAUSAL)
+        alone = jax.jit(lambda x: module(x, mask=CAUSAL))(X[row : row + 1, : length + 1])
         assert_close(read[row, :length], alone[0, :length])
         assert_close(y[row, 0], alone[0, length])
 
@@ -104,7 +110,7 @@ def test_the_cache_keeps_its_shape_and_dtype():
     module = make()
     cache = module.empty_cache(B, 9, jnp.dtype(jnp.bfloat16))
     assert cache.keys.shape == (B, 9, 2, 4)
-    _, after = module.decode(X, cache)
+    _, after = jax.jit(lambda x, cache: module.decode(x, cache))(X, cache)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
         lambda x: (x.shape, x.dtype), cache
     )
@@ -152,9 +158,11 @@ def test_attend_is_called_in_place_of_the_reference():
 
 def test_dropout_acts_with_a_key_only():
     module = make(AttentionConfig(embed_dim=E, num_heads=4, dropout_rate=0.5))
-    plain = make(AttentionConfig(embed_dim=E, num_heads=4))(X)
-    assert_close(module(X), plain)
-    assert np.abs(module(X, key=jax.random.key(0)) - plain).max() > 0.1
+    without = make(AttentionConfig(embed_dim=E, num_heads=4))
+    plain = jax.jit(lambda x: without(x))(X)
+    run = jax.jit(lambda key: module(X, key=key))
+    assert_close(run(None), plain)
+    assert np.abs(run(jax.random.key(0)) - plain).max() > 0.1
 
 
 def test_the_dtype_is_that_of_the_input():
@@ -166,7 +174,7 @@ def test_the_dtype_is_that_of_the_input():
 
 
 def test_parameters_name_their_axes():
-    fn, params = purify(Attention(CONFIG, rngs=nnx.Rngs(0)))
+    fn, params = abstract(lambda: Attention(CONFIG, rngs=nnx.Rngs(0)))
     assert fn.axes == {
         "query": ("embed", "heads", "head_dim"),
         "key": ("embed", "kv_heads", "head_dim"),
@@ -174,7 +182,7 @@ def test_parameters_name_their_axes():
         "output": ("heads", "head_dim", "embed"),
     }
     assert params["key"].shape == (E, 2, 4)
-    assert hash(fn) == hash(purify(Attention(CONFIG, rngs=nnx.Rngs(1)))[0])
+    assert hash(fn) == hash(abstract(lambda: Attention(CONFIG, rngs=nnx.Rngs(1)))[0])
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
+from drawn_parameters import drawn
 from flax import nnx
 from tolerances import assert_close
 
@@ -66,8 +67,7 @@ def test_gelu_has_finite_gradients_far_out():
 @pytest.mark.parametrize("use_bias", [False, True])
 def test_feed_forward_is_the_formula(name, use_bias):
     cfg = FeedForwardConfig(embed_dim=8, mlp_dim=12, activation=name, use_bias=use_bias)
-    fn, params = purify(FeedForward(cfg, rngs=nnx.Rngs(0)))
-    params = jax.tree.map(lambda x: x + 0.1, params)
+    fn, params = drawn(lambda: FeedForward(cfg, rngs=nnx.Rngs(0)))
     x = np.asarray(X, np.float64)
 
     def linear(part, y):
@@ -78,16 +78,19 @@ def test_feed_forward_is_the_formula(name, use_bias):
         hidden = GATED[name](linear("gate", x)) * linear("up", x)
     else:
         hidden = POINTWISE[name](linear("up", x))
-    assert_close(fn.bind(params)(X), linear("down", hidden))
+    assert_close(jax.jit(lambda x: fn.bind(params)(x))(X), linear("down", hidden))
     assert ("gate" in params) == (name in GATED)
 
 
 def test_dropout_acts_on_hidden_units_with_a_key_only():
     cfg = FeedForwardConfig(embed_dim=8, mlp_dim=12, dropout_rate=0.5)
-    module = FeedForward(cfg, rngs=nnx.Rngs(0))
-    plain = FeedForward(FeedForwardConfig(embed_dim=8, mlp_dim=12), rngs=nnx.Rngs(0))(X)
-    assert_close(module(X), plain)
-    assert np.abs(module(X, key=jax.random.key(0)) - plain).max() > 0.1
+    fn, params = drawn(lambda: FeedForward(cfg, rngs=nnx.Rngs(0)))
+    plain_cfg = FeedForwardConfig(embed_dim=8, mlp_dim=12)
+    plain_fn, _ = drawn(lambda: FeedForward(plain_cfg, rngs=nnx.Rngs(0)))
+    plain = jax.jit(lambda x: plain_fn.bind(params)(x))(X)
+    run = jax.jit(lambda key: fn.bind(params)(X, key=key))
+    assert_close(run(None), plain)
+    assert np.abs(run(jax.random.key(0)) - plain).max() > 0.1
 
 
 def test_linear_maps_the_last_axis_and_names_its_axes():

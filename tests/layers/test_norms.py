@@ -7,7 +7,6 @@ import pytest
 from flax import nnx
 from tolerances import assert_close
 
-from recipe_jax.functional import purify
 from recipe_jax.layers.norms import LayerNorm, RMSNorm, layer_norm, make_norm, rms_norm
 
 X = 3.0 + 2.0 * jnp.asarray(np.random.default_rng(0).normal(size=(4, 5, 16)), jnp.float32)
@@ -35,13 +34,12 @@ def test_layer_norm_ignores_shift_and_scale_and_rms_norm_scale_only():
 
 
 @pytest.mark.parametrize("norm", [RMSNorm, LayerNorm])
-def test_sums_are_float32_whatever_the_input(norm):
-    # 1 + 1/256 differs from 1 by less than bfloat16 resolves in a sum of 1,024 terms.
-    fn, params = purify(norm(1024, rngs=nnx.Rngs(0)))
-    x = (1.0 + jnp.arange(1024) / 256.0).astype(jnp.bfloat16)[None]
-    y = fn.bind(params)(x)
+def test_the_result_is_rounded_once_whatever_the_input(norm):
+    module = norm(16, rngs=nnx.Rngs(0))
+    low = X.astype(jnp.bfloat16)
+    y = module(low)
     assert y.dtype == jnp.bfloat16
-    assert_close(y, fn.bind(params)(x.astype(jnp.float32)), dtype="bfloat16", kind="elementwise")
+    assert (y == module(low.astype(jnp.float32)).astype(jnp.bfloat16)).all()
 
 
 def test_eps_keeps_a_zero_row_finite():

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn_parameters import drawn
 from flax import nnx
 from tolerances import assert_close
 
-from recipe_jax.functional import purify
 from recipe_jax.layers.set_transformer import (
     AttentionPooling,
     InducedSetAttentionBlock,
@@ -31,65 +31,81 @@ def pooling(cfg: SetConfig, **options) -> AttentionPooling:
     return AttentionPooling(cfg, 2, **options)
 
 
+def built(make, cfg: SetConfig = CONFIG):
+    fn, params = drawn(lambda: make(cfg, rngs=nnx.Rngs(0)))
+    return fn.bind(params)
+
+
 @pytest.mark.parametrize("make", [SetAttentionBlock, induced])
 def test_blocks_commute_with_permutation(make):
-    module = make(CONFIG, rngs=nnx.Rngs(0))
-    y = module(X)
-    assert_close(module(X[:, ORDER]), y[:, ORDER])
+    module = built(make)
+    run = jax.jit(lambda x: module(x))
+    y = run(X)
+    assert_close(run(X[:, ORDER]), y[:, ORDER])
     assert np.abs(y - y[:, ORDER]).max() > 0.1
 
 
 def test_pooling_ignores_order_and_asks_different_questions():
-    module = pooling(CONFIG, rngs=nnx.Rngs(0))
-    y = module(X)
+    module = built(pooling)
+    run = jax.jit(lambda x: module(x))
+    y = run(X)
     assert y.shape == (B, 2, E)
-    assert_close(module(X[:, ORDER]), y)
+    assert_close(run(X[:, ORDER]), y)
     assert np.abs(y[:, 0] - y[:, 1]).max() > 0.1
 
 
 @pytest.mark.parametrize("make", [SetAttentionBlock, induced, pooling])
-@pytest.mark.parametrize("junk", [1e6, jnp.inf, jnp.nan])
-def test_padding_never_reaches_members_or_pools(make, junk):
-    module = make(CONFIG, rngs=nnx.Rngs(0))
-    clean, broken = (module(X.at[0, 3:].set(j), lengths=LENGTHS) for j in (0.0, junk))
+def test_padding_never_reaches_members_or_pools(make):
+    module = built(make)
+    run = jax.jit(lambda junk: module(X.at[0, 3:].set(junk), lengths=LENGTHS))
     real = slice(None) if make is pooling else slice(3)
-    assert (clean[0, real] == broken[0, real]).all()
-    assert (clean[1] == broken[1]).all()
-    # Padded as if it were not there at all.
-    alone = module(X[:1, :3])
-    assert_close(clean[:1, real], alone)
+    clean = run(0.0)
+    for junk in (1e6, jnp.inf, jnp.nan):
+        broken = run(junk)
+        assert (clean[0, real] == broken[0, real]).all()
+        assert (clean[1] == broken[1]).all()
+    # As if padding were not there at all.
+    assert_close(clean[:1, real], jax.jit(lambda x: module(x))(X[:1, :3]))
 
 
 def test_multihead_attention_block_is_the_formula():
-    block = MultiheadAttentionBlock(CONFIG, rngs=nnx.Rngs(0))
-    hidden = block.attention_norm(X[:, :2] + block.attention(X[:, :2], X))
-    expected = block.feed_forward_norm(hidden + block.feed_forward(hidden))
-    assert_close(block(X[:, :2], X), expected)
+    block = built(MultiheadAttentionBlock)
+
+    @jax.jit
+    def formula(x, y):
+        hidden = block.attention_norm(x + block.attention(x, y))
+        return block.feed_forward_norm(hidden + block.feed_forward(hidden))
+
+    assert_close(jax.jit(lambda x, y: block(x, y))(X[:, :2], X), formula(X[:, :2], X))
 
 
 def test_composite_blocks_are_their_equations():
-    module = induced(CONFIG, rngs=nnx.Rngs(0))
-    points = jnp.repeat(module.points[...][None], B, axis=0)
-    assert_close(module(X), module.spread(X, module.gather(points, X)))
-    module = pooling(CONFIG, rngs=nnx.Rngs(0))
-    seeds = jnp.repeat(module.seeds[...][None], B, axis=0)
-    assert_close(module(X), module.block(seeds, module.feed_forward(X)))
+    isab, pma = built(induced), built(pooling)
+    points, seeds = (jnp.repeat(x[...][None], B, axis=0) for x in (isab.points, pma.seeds))
+
+    @jax.jit
+    def formulas(x):
+        return isab.spread(x, isab.gather(points, x)), pma.block(seeds, pma.feed_forward(x))
+
+    assert_close(jax.jit(lambda x: (isab(x), pma(x)))(X), formulas(X))
 
 
 @pytest.mark.parametrize("make", [SetAttentionBlock, induced, pooling])
 def test_dropout_acts_with_a_key_only(make):
-    dropping = make(SetConfig(embed_dim=E, num_heads=4, dropout_rate=0.5), rngs=nnx.Rngs(0))
-    plain = make(CONFIG, rngs=nnx.Rngs(0))(X)
-    assert_close(dropping(X), plain)
-    assert np.abs(dropping(X, key=jax.random.key(0)) - plain).max() > 0.1
+    dropping = built(make, SetConfig(embed_dim=E, num_heads=4, dropout_rate=0.5))
+    module = built(make)
+    plain = jax.jit(lambda x: module(x))(X)
+    run = jax.jit(lambda key: dropping(X, key=key))
+    assert_close(run(None), plain)
+    assert np.abs(run(jax.random.key(0)) - plain).max() > 0.1
 
 
 def test_learned_points_are_parameters_with_axes():
-    fn, params = purify(induced(CONFIG, rngs=nnx.Rngs(0)))
+    fn, params = drawn(lambda: induced(CONFIG, rngs=nnx.Rngs(0)))
     assert params["points"].shape == (3, E)
     assert fn.axes["points"] == (None, "embed")
-    fn, params = purify(pooling(CONFIG, rngs=nnx.Rngs(0)))
-    gradients = jax.grad(lambda p: (fn.bind(p)(X) ** 3).sum())(params)
+    fn, params = drawn(lambda: pooling(CONFIG, rngs=nnx.Rngs(0)))
+    gradients = jax.jit(jax.grad(lambda p: (fn.bind(p)(X) ** 3).sum()))(params)
     assert np.abs(gradients["seeds"]).max() > 0
 
 
