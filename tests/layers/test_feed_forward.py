@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
-from drawn_parameters import drawn
+from drawn_modules import drawn
 from flax import nnx
 from tolerances import assert_close
 
