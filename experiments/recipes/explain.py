@@ -188,7 +188,7 @@ def explain_choice(
     Raises:
         ValueError: an unknown food, one given twice, or more foods than the model reads.
     """
-    given = _given(model, foods)
+    given = _padded(_given(model, foods), len(model.foods))
     chances = next_food_probabilities(*_pure(model), given[None], num_orders=num_orders)[0]
     chosen = int(chances.argmax())
     if choice is not None:
@@ -196,11 +196,14 @@ def explain_choice(
         if chosen in given:
             raise ValueError(f"--choice {choice!r} is already one of the foods")
     read, own = (
-        attribute_choice(*_pure(model), given, chosen, moves=moves, num_orders=num_orders)
+        _without_padding(
+            attribute_choice(*_pure(model), given, chosen, moves=moves, num_orders=num_orders),
+            np.append(given < len(model.foods), True),
+        )
         for moves in ("foods", "choice")
     )
     names = [*foods, model.foods[chosen]]
-    rows = np.append(given, chosen)
+    rows = np.append(given[: len(foods)], chosen)
     order = np.argsort(-np.abs(read.vectors[:-1]), kind="stable")
     components = float(read.composition.sum() + read.observed.sum())
     flavour = float(read.flavour.sum() + read.no_flavour.sum())
@@ -398,6 +401,17 @@ def _given(model: LoadedModel, foods: Sequence[str]) -> np.ndarray:
             "leaves no choice to explain"
         )
     return np.array(food_indices("--foods", foods, model.foods), np.int32)
+
+
+def _padded(given: np.ndarray, num_foods: int) -> np.ndarray:
+    """Foods and padding up to a multiple of 8: a few sizes to compile for, not one a length."""
+    return np.pad(given, (0, -len(given) % 8), constant_values=num_foods)
+
+
+def _without_padding(found: ChoiceAttribution, kept: np.ndarray) -> ChoiceAttribution:
+    """The rows of foods and of the choice."""
+    rows = ("vectors", "composition", "observed", "flavour", "no_flavour", "learned")
+    return found._replace(**{name: getattr(found, name)[kept] for name in rows})
 
 
 def _pure(model: LoadedModel) -> tuple[Any, Any, Any]:
