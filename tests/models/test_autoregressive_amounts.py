@@ -192,7 +192,7 @@ def test_both_cakes_come_out_of_the_oven():
         return next_amount_loss(run(fn, params, batch), batch, bins=CFG.bins).total.mean()
 
     rng = np.random.default_rng(0)
-    params = fit(params, loss, [cakes(rng, 64) for _ in range(250)])
+    params = fit(params, loss, [cakes(rng, 64) for _ in range(600)])
     asked = padded([[0, 1, 2]], 4)
     samples = sample_proportions(
         fn, params, MOLECULES, asked.foods, asked.lengths, jax.random.key(0), num_samples=320
