@@ -8,7 +8,6 @@ of the run, each process's position in the data, and the configuration.
 import contextlib
 import dataclasses
 import errno
-import gc
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 from recipe_jax.functional import Params
 from recipe_jax.sharding import gather_json
 from recipe_jax.training.fingerprints import fingerprints
-from recipe_jax.training.orbax_messages import orbax_silenced, short_reason
+from recipe_jax.training.orbax_messages import forget_frames, orbax_silenced, short_reason
 from recipe_jax.training.run_folder import TrainingError, write_text
 from recipe_jax.training.state import TrainState
 
@@ -223,12 +222,14 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
+            reason = short_reason(error)
+            forget_frames(error)
             steps = _complete_steps(self.folder)
             raise CheckpointError(
-                f"{self.folder}: a checkpoint cannot be written ({short_reason(error)}); the last "
+                f"{self.folder}: a checkpoint cannot be written ({reason}); the last "
                 f"good one is {f'step {steps[-1]}' if steps else 'none'}: make space or choose "
                 "another --run; the same command resumes from it"
-            ) from error
+            ) from None
 
     def _read_record(self, step: int | None) -> tuple[int, dict[str, Any]]:
         steps = self.steps()
@@ -277,9 +278,7 @@ class Checkpoints:
             yield
         except Exception as error:
             reason = short_reason(error)
-            # What Orbax left unfinished reports itself as it is collected: now, while silenced.
-            error.__traceback__ = None
-            gc.collect()
+            forget_frames(error)
             raise self._unusable(step, f"is damaged or no checkpoint ({reason})") from None
 
     def _check_record(

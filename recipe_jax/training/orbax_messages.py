@@ -1,13 +1,17 @@
 """Keep Orbax's own tracebacks off the screen: what fails is raised and told in one line."""
 
 import contextlib
+import gc
 import logging
 import os
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator
 from typing import Any
+
+NEVER_AWAITED = "coroutine .* was never awaited"
 
 
 @contextlib.contextmanager
@@ -27,7 +31,9 @@ def orbax_silenced() -> Iterator[None]:
     log.addFilter(_is_not_orbax_record)
     sys.unraisablehook = hook
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", NEVER_AWAITED, RuntimeWarning)
+            yield
     finally:
         log.removeFilter(_is_not_orbax_record)
         if sys.unraisablehook is hook:
@@ -47,11 +53,30 @@ def short_reason(error: BaseException) -> str:
     return lines[0].split(" [tensorstore_spec")[0].split(". See full TensorStore")[0][:300]
 
 
+def forget_frames(error: BaseException) -> None:
+    """Let go of what a failed read or write was doing, while its complaints are still dropped.
+
+    The frames of a traceback hold the coroutines that Orbax left unfinished, which report
+    themselves as they are collected.
+    """
+    pending: list[BaseException | None] = [error]
+    while pending:
+        link = pending.pop()
+        if link is not None and link.__traceback__ is not None:
+            link.__traceback__ = None
+            pending += [link.__cause__, link.__context__]
+    gc.collect()
+
+
 def _is_not_orbax_record(record: logging.LogRecord) -> bool:
     return "orbax" not in record.pathname
 
 
 def _is_orbax(unraisable: Any) -> bool:
+    # A coroutine that was abandoned before its first step has no frames to look at.
+    coroutine = getattr(unraisable.object, "cr_code", None)
+    if coroutine is not None and "orbax" in coroutine.co_filename:
+        return True
     frames = traceback.extract_tb(unraisable.exc_traceback)
     closed = isinstance(unraisable.exc_value, RuntimeError) and "Event loop is closed" in str(
         unraisable.exc_value
