@@ -94,7 +94,9 @@ class TorchGenerator(nn.Module):
         )
         self.final_norm = nn.RMSNorm(e, eps=1e-6)
         self.output = nn.Linear(e, e, bias=False)
-        self.bias = nn.Parameter(torch.zeros(cfg.embedding.num_foods + 1))
+        v = cfg.embedding.num_foods
+        self.bias = nn.Parameter(torch.zeros(v + 1))
+        self.pairs = nn.Parameter(torch.zeros(v, v + 1)) if cfg.pairs else None
 
     def forward(self, foods: Tensor) -> Tensor:
         """Logits `b (m + 1) (v + 1)` of foods `b m`, padded with `v`."""
@@ -104,7 +106,12 @@ class TorchGenerator(nn.Module):
         for block in self.blocks:
             x = block(x)
         queries = self.output(self.final_norm(x)) * targets.shape[-1] ** -0.5
-        return F.linear(queries, targets, self.bias)
+        logits = F.linear(queries, targets, self.bias)
+        if self.pairs is None:
+            return logits
+        # Rows of the foods read so far; padding adds nothing.
+        rows = F.embedding(foods, F.pad(self.pairs, (0, 0, 0, 1)))
+        return logits + F.pad(rows.cumsum(dim=1), (0, 0, 1, 0))
 
 
 def remaining_set_nats(logits: Tensor, foods: Tensor, lengths: Tensor) -> Tensor:
@@ -151,6 +158,8 @@ def to_torch_layout(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
         "output.weight": linear(params["output"]),
         "bias": np.asarray(params["bias"]),
     }
+    if "pairs" in embedding:
+        named["pairs"] = np.asarray(embedding["pairs"])
     attention, feed_forward = blocks["attention"], blocks["feed_forward"]
     for i in range(attention["query"].shape[0]):
         heads = [np.asarray(attention[name][i]).reshape(e, -1) for name in _PROJECTIONS]

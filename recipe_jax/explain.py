@@ -31,6 +31,10 @@ ProportionsFn: TypeAlias = Callable[[Int32[np.ndarray, "b m"], Int32[np.ndarray,
 """Foods (padded with the vocabulary's size) and their counts to proportions `b m`."""
 
 
+_LEARNED = frozenset({"learned", "pairs"})
+"""Parameters of an embedding that know a food by its name alone, a row each."""
+
+
 class ChoiceAttribution(NamedTuple):
     """What moved the log-odds of a choice away from those among average foods.
 
@@ -46,7 +50,7 @@ class ChoiceAttribution(NamedTuple):
         observed: to its being known at all.
         flavour: to each flavour compound.
         no_flavour: to the flavour compounds' being unknown.
-        learned: to what recipes taught about the food.
+        learned: to what recipes taught about the food, and about its pairs with others.
         error: completeness error, see `Attributions`.
         num_steps: gradients in the integral.
     """
@@ -156,7 +160,7 @@ def _attribute_choice(
         observed=both[:, c:],
         flavour=sources.get("flavour", jnp.zeros((len(rows), molecules.flavour.shape[1]))),
         no_flavour=sources.get("no_flavour", none),
-        learned=sources["learned"].sum(axis=-1) if "learned" in sources else none,
+        learned=sum((sources[name].sum(axis=-1) for name in _LEARNED if name in sources), none),
         error=found.error,
         num_steps=found.num_steps,
     )
@@ -236,9 +240,8 @@ def _attention_maps(
     orders: Int[Array, "o m"],
 ) -> AttentionMaps:
     model = fn.bind(params)
-    read = model.embedding(molecules)[orders]
-    start = jnp.broadcast_to(model.start.get_value(), (len(orders), 1, read.shape[-1]))
-    weights = model.stack.weights(jnp.concatenate([start, read], axis=1), mask=Mask(causal=True))
+    read = model.embed(model.embedding(molecules), orders)
+    weights = model.stack.weights(read, mask=Mask(causal=True))
     last = weights[:, :, :, -1]
     place = (orders[:, :, None] == foods[None, None]).astype(jnp.float32)
     members = jnp.einsum("loht,otm->lhm", last[..., 1:], place) / len(orders)
@@ -402,8 +405,8 @@ class Pairings(NamedTuple):
 def pairings(fn: PureModule[Any], params: Params, molecules: Molecules, food: int) -> Pairings:
     """What the model would add to `food` alone, knowing nothing of it but its molecules.
 
-    Every food's learned residual is replaced by the mean of them all, where foods are read and
-    where they are chosen.  Popularity is in both terms of the lift and cancels.
+    Every food's learned residual, and its pairs, are replaced by the mean of them all, where foods
+    are read and where they are chosen.  Popularity is in both terms of the lift and cancels.
 
     Args:
         fn: a pure `SetDecoder` whose `embedding` is a `FoodEmbedding`.
@@ -415,8 +418,7 @@ def pairings(fn: PureModule[Any], params: Params, molecules: Molecules, food: in
         ValueError: a food outside the vocabulary, or a model without molecular sources.
     """
     check_sets(np.array([[food]], np.int32), molecules.composition.shape[0])
-    sources = set(params["embedding"])
-    if sources == {"learned"}:
+    if params["embedding"].keys() <= _LEARNED:
         raise ValueError("pairings need a model with molecular sources; its only one is 'learned'")
     lift, log_probabilities = _pairings(fn, params, molecules, np.int32(food))
     probability = np.exp(np.asarray(log_probabilities))
@@ -428,9 +430,9 @@ def _pairings(
     fn: PureModule[Any], params: Params, molecules: Molecules, food: Int[Array, ""]
 ) -> tuple[Float32[Array, "v"], Float32[Array, "v"]]:
     embedding = dict(params["embedding"])
-    if "learned" in embedding:
-        mean = embedding["learned"].mean(axis=0)
-        embedding["learned"] = jnp.broadcast_to(mean, embedding["learned"].shape)
+    for name in _LEARNED & embedding.keys():
+        mean = embedding[name].mean(axis=0)
+        embedding[name] = jnp.broadcast_to(mean, embedding[name].shape)
     model = fn.bind({**params, "embedding": embedding})
     table = model.embedding(molecules)
     given = next_food_log_probabilities(model, table, food[None, None])

@@ -23,7 +23,17 @@ from recipe_jax.batches import Molecules
 from recipe_jax.functional import Params, PureModule, abstract, path_name
 from recipe_jax.layers import positions
 from recipe_jax.models.amounts import AmountsConfig, AmountsModel
+from recipe_jax.models.autoregressive_amounts import (
+    AutoregressiveAmounts,
+    AutoregressiveAmountsConfig,
+)
+from recipe_jax.models.encoder_decoder_generator import (
+    EncoderDecoderConfig,
+    EncoderDecoderGenerator,
+)
 from recipe_jax.models.ingredient_generator import GeneratorConfig, IngredientGenerator
+from recipe_jax.models.joint_recipes import JointRecipes, JointRecipesConfig
+from recipe_jax.models.masked_set_generator import MaskedSetConfig, MaskedSetGenerator
 
 _SCALE = ".scale"
 
@@ -35,14 +45,26 @@ FORMAT = 1
 MODELS: Mapping[str, tuple[type, Callable[..., nnx.Module]]] = types.MappingProxyType(
     {
         "ingredient_generator": (GeneratorConfig, IngredientGenerator),
+        "encoder_decoder_generator": (EncoderDecoderConfig, EncoderDecoderGenerator),
+        "masked_set_generator": (MaskedSetConfig, MaskedSetGenerator),
+        "joint_recipes": (JointRecipesConfig, JointRecipes),
         "amounts": (AmountsConfig, AmountsModel),
+        "autoregressive_amounts": (AutoregressiveAmountsConfig, AutoregressiveAmounts),
     }
 )
 """`model_type` in `config.json` -> configuration and module."""
 
 VALUES = {
     cls.__name__: cls
-    for cls in (positions.NoPositions, positions.Sinusoidal, positions.Learned, positions.Alibi)
+    for cls in (
+        positions.NoPositions,
+        positions.Sinusoidal,
+        positions.Learned,
+        positions.Rope,
+        positions.LinearScaling,
+        positions.Llama3Scaling,
+        positions.Alibi,
+    )
 }
 """Frozen values that a configuration may hold where any of several types fits."""
 
@@ -93,7 +115,7 @@ def save_model(
     card: str,
     precision: Precision = "float32",
 ) -> None:
-    """Write a model folder; each file appears whole or not at all.
+    """Write a model folder: all of its files or none.
 
     What is only zero or one is stored as packed bits.
 
@@ -106,6 +128,9 @@ def save_model(
         card: the model card, in Markdown.
         precision: of the stored parameters; "int8" rounds each row of a matrix to 255 steps of
             its largest entry and keeps vectors in float16.
+
+    Raises:
+        ModelFolderError: a file that could not be written, such as on a full disk.
     """
     model_type = next(name for name, (kind, _) in MODELS.items() if type(cfg) is kind)
     config = {
@@ -119,12 +144,15 @@ def save_model(
         tensors |= _stored(f"params/{path}", np.asarray(leaf), precision)
     for name, array in molecules._asdict().items():
         tensors[f"molecules/{name}"] = _packed(np.asarray(array, np.float32))
-    folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / "README.md", card.encode())
     # safetensors writes the buffer as it lies in memory, whatever the strides.
     contiguous = {name: np.ascontiguousarray(values) for name, values in tensors.items()}
-    _replace(folder / "model.safetensors", save(contiguous))
-    _replace(folder / "config.json", (json.dumps(config, indent=1) + "\n").encode())
+    files = {
+        "README.md": card.encode(),
+        "model.safetensors": save(contiguous),
+        "config.json": (json.dumps(config, indent=1) + "\n").encode(),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace_all({folder / name: data for name, data in files.items()})
 
 
 def load_model(folder: Path) -> LoadedModel:
@@ -170,9 +198,11 @@ def from_json(kind: Any, value: Any) -> Any:
     """The inverse of `to_json` for a value of type `kind`.
 
     Raises:
-        ValueError: an unknown or missing key, named.
+        ValueError: an unknown type or key, named.
     """
-    if isinstance(value, dict) and dataclasses.is_dataclass(kind):
+    if isinstance(value, dict) and ("type" in value or dataclasses.is_dataclass(kind)):
+        if value.get("type", "NoPositions") not in VALUES:
+            raise ValueError(f"type={value['type']!r} must be one of {sorted(VALUES)}")
         kind = VALUES[value["type"]] if "type" in value else kind
         hints = typing.get_type_hints(kind)
         given = {name: item for name, item in value.items() if name != "type"}
@@ -271,7 +301,16 @@ def _named(tree: Params) -> dict[str, Any]:
     return {path_name(tuple(key.key for key in path)): leaf for path, leaf in leaves}
 
 
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+def _replace_all(files: Mapping[Path, bytes]) -> None:
+    """Replace all files or none: every one lies whole beside its place before the first moves."""
+    beside = {path: path.with_name(f".{path.name}.tmp") for path in files}
+    for path, data in files.items():
+        try:
+            beside[path].write_bytes(data)
+        except OSError as error:
+            for temporary in beside.values():
+                temporary.unlink(missing_ok=True)
+            reason = f"{path}: could not be written ({error.strerror or error})"
+            raise ModelFolderError(f"{reason}; the folder is as it was") from error
+    for path, temporary in beside.items():
+        temporary.replace(path)

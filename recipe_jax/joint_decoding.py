@@ -76,11 +76,13 @@ def sample_recipes(
         ValueError: if `m` is above the model's `max_foods`.
     """
     model = fn.bind(params)
-    b, m = _check_size(model, prompt)
-    table = model.table(molecules)
+    b, m = prompt.shape
+    if m > model.cfg.max_foods:
+        raise ValueError(f"{m} foods a row must be at most the model's {model.cfg.max_foods}")
+    table = model.embedding(molecules)
     v = table.shape[0]
     limits = constraint._replace(max_foods=jnp.minimum(constraint.max_foods, m))
-    states, cache = model.start(table, b)
+    states, cache = model.start(table, b, m)
     empty = DecodedRecipes(
         foods=jnp.full_like(prompt, v),
         grams=jnp.zeros((b, m)),
@@ -159,18 +161,14 @@ def sample_proportions(
         fn: a pure `JointRecipes`.
         params: its parameters.
         molecules: of the `v` foods.
-        foods: members first, then padding (index `v`).
+        foods: members first, then padding (index `v`); `m` may be above the model's `max_foods`.
         lengths: members per set.
         key: random key.
         num_samples: draws per set.
         num_particles: draws that each sample is kept from.
-
-    Raises:
-        ValueError: if `m` is above the model's `max_foods`.
     """
     model = fn.bind(params)
-    _check_size(model, foods)
-    table = model.table(molecules)
+    table = model.embedding(molecules)
     members = member_mask(lengths, foods.shape[1])
 
     def draw(key: PRNGKeyArray) -> jax.Array:
@@ -213,7 +211,7 @@ def _weigh(
         odds = odds + jnp.where(place <= lengths, cost, 0.0)
         return (states, cache, chosen, odds, key), grams
 
-    states, cache = model.start(table, b)
+    states, cache = model.start(table, b, with_end.shape[1])
     start = (states, cache, jnp.zeros((b, v), bool), jnp.zeros(b), key)
     (_, _, _, odds, _), grams = jax.lax.scan(step, start, jnp.arange(with_end.shape[1]))
     return grams[:-1].T, odds
@@ -222,11 +220,3 @@ def _weigh(
 def _pick(values: jax.Array, index: Int[Array, "b"]) -> jax.Array:
     """One entry a row."""
     return jnp.take_along_axis(values, index[:, None], axis=1)[:, 0]
-
-
-def _check_size(model: JointRecipes, foods: Int[Array, "b m"]) -> tuple[int, int]:
-    if foods.shape[1] > model.cfg.max_foods:
-        raise ValueError(
-            f"{foods.shape[1]} foods a row must be at most the model's {model.cfg.max_foods}"
-        )
-    return foods.shape[0], foods.shape[1]

@@ -14,7 +14,7 @@ from additive_decoder import (
     sequence_log_probability,
     step_log_probabilities,
 )
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from recipe_jax.decoding import (
@@ -73,6 +73,9 @@ def filtered_by_hand(logits, temperature, top_k, top_p):
     temperature=st.sampled_from([0.5, 1.0, 2.0]),
     top_k=st.sampled_from([None, 1, 3, V, V + 4]),
     top_p=st.sampled_from([0.05, 0.37, 0.83, 1.0]),
+)
+@example(
+    row=[0.25, 0.0, 0.25, -0.5, -0.5, 1.0, -2.0, -2.0, -2.0], temperature=1.0, top_k=3, top_p=0.83
 )
 def test_top_k_and_top_p_keep_what_sorting_by_hand_keeps(row, temperature, top_k, top_p):
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)

@@ -45,7 +45,7 @@ def make_molecules():
     return Molecules(*map(jnp.asarray, (composition, observed, flavour, has_flavour)))
 
 
-def make_model(*sources):
+def make_model(*sources, pairs=False):
     cfg = GeneratorConfig(
         embedding=FoodEmbeddingConfig(
             num_foods=NUM_FOODS,
@@ -55,14 +55,24 @@ def make_model(*sources):
             sources=sources,
         ),
         transformer=TransformerConfig(num_layers=1, embed_dim=16, num_heads=2),
+        pairs=pairs,
         max_foods=5,
     )
-    return purify(IngredientGenerator(cfg, rngs=nnx.Rngs(1)))
+    fn, params = purify(IngredientGenerator(cfg, rngs=nnx.Rngs(1)))
+    if pairs:  # which start at zero
+        drawn = np.random.default_rng(2).normal(size=(NUM_FOODS, NUM_FOODS + 1))
+        params["embedding"]["pairs"] = jnp.asarray(0.3 * drawn, jnp.float32)
+    return fn, params
 
 
 @pytest.fixture(scope="module")
 def molecules():
     return make_molecules()
+
+
+@pytest.fixture(scope="module")
+def pair_model(molecules):
+    return *make_model("composition", "flavour", "learned", pairs=True), molecules
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +102,26 @@ def test_attributions_of_vectors_and_of_sources_add_up(model, moves, moving):
     assert (found.vectors != 0).astype(int).tolist() == moving
     chance = next_food_probabilities(*model, FOODS[None], num_orders=2)[0, CHOICE]
     assert_close(jax.nn.sigmoid(found.log_odds), jnp.asarray(chance))
+
+
+def test_remembered_pairs_are_attributed_to_the_foods_that_were_read(pair_model):
+    found = attribute_choice(*pair_model, FOODS, CHOICE, num_orders=2)
+    assert_close(found.vectors.sum(), found.log_odds - found.baseline_log_odds, "gradient")
+    assert_close(source_sums(found), found.vectors, "gradient")
+    fn, params, molecules = pair_model
+    embedding = {**params["embedding"], "pairs": jnp.zeros((NUM_FOODS, NUM_FOODS + 1))}
+    without = attribute_choice(
+        fn, {**params, "embedding": embedding}, molecules, FOODS, CHOICE, num_orders=2
+    )
+    assert (np.abs(found.learned - without.learned)[:-1] > 1e-3).all()
+
+
+def test_pairings_know_nothing_of_remembered_pairs(pair_model):
+    fn, params, molecules = pair_model
+    shuffled = params["embedding"]["pairs"][::-1]
+    other = {**params, "embedding": {**params["embedding"], "pairs": shuffled}}
+    before, after = (pairings(fn, p, molecules, 3).lift for p in (params, other))
+    assert_close(after, before)
 
 
 def test_a_gradient_splits_into_each_features_distance_from_its_mean(model):

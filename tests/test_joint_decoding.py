@@ -151,8 +151,12 @@ def test_particles_bring_the_foods_to_come_into_the_grams():
 def test_a_recipe_longer_than_the_model_allows_is_refused():
     with pytest.raises(ValueError, match=r"7 foods a row must be at most the model's 5"):
         draw([[1]], size=7)
-    sets = padded([[0, 1]], 6)
-    with pytest.raises(ValueError, match=r"6 foods a row must be at most the model's 5"):
-        sample_proportions(
-            *model(), MOLECULES, sets.foods, sets.lengths, jax.random.key(0), num_samples=1
-        )
+
+
+def test_given_sets_are_weighed_whatever_their_size():
+    sets = padded([[0, 1, 2, 3, 4, 5, 6], [5, 0]], 7)
+    samples = sample_proportions(
+        *model(), MOLECULES, sets.foods, sets.lengths, jax.random.key(0), num_samples=2
+    )
+    assert_close(samples.sum(axis=-1), jnp.ones((2, 2)))
+    assert (np.asarray(samples[:, 0]) > 0).all()

@@ -35,6 +35,7 @@ DECODING = {
     "integrated_gradients",
     "joint_decoding",
     "mask_predict",
+    "set_likelihood",
     "set_probabilities",
 }
 """Modules of decoding and explaining that stand in files of their own."""

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.metadata
 import importlib.resources
+import io
 import json
 import os
 import platform
@@ -120,8 +121,8 @@ def prepare(
             cpu_seconds=sum(os.times()[:4]) - cpu_start,
             peak_bytes=_peak_bytes(),
         )
-        recipe_table.write_parquet(folder / "recipes.parquet")
-        line_table.write_parquet(folder / "ingredients.parquet")
+        _write_parquet(recipe_table, folder / "recipes.parquet")
+        _write_parquet(line_table, folder / "ingredients.parquet")
         write_foods(foods, folder / "foods.parquet")
         composition = importlib.resources.files("recipe_jax") / "assets/composition.npz"
         (folder / "composition.npz").write_bytes(composition.read_bytes())
@@ -151,6 +152,13 @@ def _new_files(out: Path) -> Iterator[Path]:
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_parquet(table: pl.DataFrame, path: Path) -> None:
+    """By way of memory: where a disk is full Polars raises an error of its own, no OSError."""
+    data = io.BytesIO()
+    table.write_parquet(data)
+    path.write_bytes(data.getbuffer())
 
 
 def _with_lines(raw: Sequence[RawRecipe], path: Path) -> list[RawRecipe]:

@@ -105,8 +105,11 @@ class AmountsModel(nnx.Module):
         self.mean_weight = weight(n)
         self.food_mean = parameter(rngs.params(), (v + 1,), ("vocab",), zeros)
         self.component_weight = weight(n) if n > 1 else None
-        scales = (1, 1) if cfg.shared_scale else (e, n)
-        self.scale_weight = parameter(rngs.params(), scales, (None, None), zeros)
+        self.scale_weight = (
+            parameter(rngs.params(), (1, 1), (None, None), zeros)
+            if cfg.shared_scale
+            else parameter(rngs.params(), (e, n), ("embed", "components"), zeros)
+        )
         self.scale_bias = parameter(rngs.params(), (n,), (None,), zeros)
 
     def __call__(

@@ -22,6 +22,7 @@ from recipe_jax.layers.parameters import parameter
 from recipe_jax.layers.positions import NoPositions
 from recipe_jax.layers.transformer import BlockCache, Stack, TransformerConfig
 from recipe_jax.models.food_embedding import FoodEmbedding, FoodEmbeddingConfig, gather_foods
+from recipe_jax.models.pair_memory import FoodEmbeddingWithPairs, pair_logits
 
 _NO_POSITIONS = NoPositions()
 
@@ -33,16 +34,21 @@ class GeneratorConfig:
     Attributes:
         embedding: how foods become vectors; its width is the transformer's.
         transformer: the stack that reads the chosen foods.
-        positions: none by default: a recipe is a set.
+        positions: none by default: a recipe is a set.  The start is at 0.
+        pairs: whether logits also add up what each pair of foods is remembered by; see
+            `pair_memory`.
         max_foods: most foods that a recipe may hold.
     """
 
     embedding: FoodEmbeddingConfig
     transformer: TransformerConfig
     positions: NoPositions = _NO_POSITIONS
+    pairs: bool = False
     max_foods: int = 25
 
     def __post_init__(self) -> None:
+        if self.pairs and "learned" not in self.embedding.sources:
+            raise ValueError(f"pairs=True needs 'learned' in sources={self.embedding.sources}")
         if self.embedding.embed_dim != self.transformer.embed_dim:
             raise ValueError(
                 f"embedding.embed_dim={self.embedding.embed_dim} must equal "
@@ -50,6 +56,25 @@ class GeneratorConfig:
             )
         if self.max_foods < 1:
             raise ValueError(f"max_foods={self.max_foods} must be at least 1")
+        rows = self.positions.num_embeddings
+        if 0 < rows <= self.max_foods:
+            raise ValueError(
+                f"positions={self.positions} must have max_foods + 1 = {self.max_foods + 1} rows: "
+                "one for the start"
+            )
+
+
+class GeneratorCache(NamedTuple):
+    """What a generator keeps while decoding.
+
+    Attributes:
+        blocks: of the stack.
+        pairs: what the foods read so far add to the logits; the first axis has one entry, since
+            decoding loops take caches of `layers b …`.
+    """
+
+    blocks: BlockCache
+    pairs: Float32[Array, "1 b v_plus_one"] | None
 
 
 class IngredientGenerator(nnx.Module):
@@ -73,9 +98,14 @@ class IngredientGenerator(nnx.Module):
     ):
         self.cfg = cfg
         e = cfg.transformer.embed_dim
-        self.embedding = FoodEmbedding(cfg.embedding, rngs=rngs)
+        make_embedding = FoodEmbeddingWithPairs if cfg.pairs else FoodEmbedding
+        self.embedding = make_embedding(cfg.embedding, rngs=rngs)
         self.start = parameter(rngs.params(), (e,), ("embed",), normal(1.0))
         self.end = parameter(rngs.params(), (e,), ("embed",), normal(1.0))
+        rows = cfg.positions.num_embeddings
+        self.position_table = (
+            parameter(rngs.params(), (rows, e), (None, "embed"), normal(1.0)) if rows else None
+        )
         self.stack = Stack(
             cfg.transformer,
             positions=cfg.positions,
@@ -99,16 +129,28 @@ class IngredientGenerator(nnx.Module):
             key: random key for dropout; None in evaluation.
         """
         table = self.embedding(molecules)
-        x = gather_foods(table, self.end.get_value(), foods)
+        states = self.stack(self.embed(table, foods), mask=Mask(causal=True), key=key)
+        logits = self.logits(table, states)
+        if not self.cfg.pairs:
+            return logits
+        start = jnp.full_like(foods[:, :1], -1)
+        read = jnp.concatenate([start, foods], axis=1)
+        return logits + pair_logits(table, read, before=jnp.zeros_like(logits[:, 0]))
+
+    def embed(
+        self, table: Float[Array, "v w"], foods: Int[Array, "b m"]
+    ) -> Float[Array, "b m_plus_one e"]:
+        """What the stack reads: the start, then the foods' vectors, with their positions."""
+        x = gather_foods(self._vectors(table), self.end.get_value(), foods)
         start = jnp.broadcast_to(self.start.get_value(), (foods.shape[0], 1, x.shape[-1]))
         x = jnp.concatenate([start, x], axis=1)
-        return self.logits(table, self.stack(x, mask=Mask(causal=True), key=key))
+        return self._with_positions(x, jnp.arange(x.shape[1])[None])
 
     def logits(
-        self, table: Float[Array, "v e"], states: Float[Array, "b t e"]
+        self, table: Float[Array, "v w"], states: Float[Array, "b t e"]
     ) -> Float32[Array, "b t v_plus_one"]:
         """Compare states with the vectors of all foods and of the end."""
-        targets = jnp.concatenate([table, self.end.get_value()[None]])
+        targets = jnp.concatenate([self._vectors(table), self.end.get_value()[None]])
         queries = states @ self.output.get_value()
         logits = jnp.einsum("bte,ve->btv", queries, targets, preferred_element_type=jnp.float32)
         logits = logits * targets.shape[-1] ** -0.5
@@ -118,17 +160,19 @@ class IngredientGenerator(nnx.Module):
             else logits
         )
 
-    def empty_cache(self, batch_size: int) -> BlockCache:
+    def empty_cache(self, batch_size: int) -> GeneratorCache:
         """A cache that has room for the start and `max_foods` foods."""
-        return self.stack.empty_cache(batch_size, self.cfg.max_foods + 1)
+        tokens = self.stack.empty_cache(batch_size, self.cfg.max_foods + 1)
+        v = self.cfg.embedding.num_foods
+        return GeneratorCache(tokens, jnp.zeros((1, batch_size, v + 1)) if self.cfg.pairs else None)
 
     def decode(
         self,
-        table: Float[Array, "v e"],
+        table: Float[Array, "v w"],
         foods: Int[Array, "b t"],
         lengths: Int[Array, "b"],
-        cache: BlockCache,
-    ) -> tuple[Float32[Array, "b t v_plus_one"], BlockCache]:
+        cache: GeneratorCache,
+    ) -> tuple[Float32[Array, "b t v_plus_one"], GeneratorCache]:
         """Read more foods and give the logits after each of them.
 
         Args:
@@ -137,10 +181,26 @@ class IngredientGenerator(nnx.Module):
             lengths: how many of them are no padding.
             cache: of what was read before.
         """
-        rows = jnp.concatenate([table, self.end.get_value()[None], self.start.get_value()[None]])
+        ends = jnp.stack([self.end.get_value(), self.start.get_value()])
+        rows = jnp.concatenate([self._vectors(table), ends])
         mask = Mask(causal=True, query_lengths=lengths)
-        states, cache = self.stack.decode(rows[foods], cache, mask=mask)
-        return self.logits(table, states), cache
+        indices = cache.blocks.tokens.lengths[0][:, None] + jnp.arange(foods.shape[1])[None]
+        x = self._with_positions(rows[foods], indices)
+        states, blocks = self.stack.decode(x, cache.blocks, mask=mask)
+        logits, pairs = self.logits(table, states), cache.pairs
+        if pairs is not None:
+            added = pair_logits(table, foods, lengths, before=pairs[0])
+            logits, pairs = logits + added, added[None, :, -1]
+        return logits, GeneratorCache(blocks, pairs)
+
+    def _vectors(self, table: Float[Array, "v w"]) -> Float[Array, "v e"]:
+        return table[:, : self.cfg.embedding.embed_dim]
+
+    def _with_positions(
+        self, x: Float[Array, "b t e"], indices: Int[Array, "#b t"]
+    ) -> Float[Array, "b t e"]:
+        table = None if self.position_table is None else self.position_table.get_value()
+        return self.cfg.positions.encode(x, indices, table)
 
 
 class GeneratorTerms(NamedTuple):
@@ -158,11 +218,17 @@ class GeneratorTerms(NamedTuple):
 
 
 def chosen_before(foods: Int[Array, "b m"], num_foods: int) -> Bool[Array, "b prefixes v_plus_one"]:
-    """Which foods each prefix of a sequence already holds; never the end."""
-    vocabulary = jnp.arange(num_foods + 1)[None, None]
-    hot = ((foods[..., None] == vocabulary) & (vocabulary < num_foods)).astype(jnp.int8)
-    counts = jnp.cumsum(hot, axis=1, dtype=jnp.int8)
-    return jnp.pad(counts, ((0, 0), (1, 0), (0, 0))) > 0
+    """Which foods each prefix of a sequence already holds; never the end.
+
+    A prefix holds the foods whose turn was before its end: comparing turns costs nothing beside the
+    logits, where counting would build three arrays of their size.
+    """
+    b, m = foods.shape
+    turns = (
+        jnp.full((b, num_foods + 1), m).at[jnp.arange(b)[:, None], foods].set(jnp.arange(m)[None])
+    )
+    turns = turns.at[:, num_foods].set(m)  # padding, and the end, are never chosen
+    return turns[:, None] < jnp.arange(m + 1)[None, :, None]
 
 
 def remaining_set_loss(

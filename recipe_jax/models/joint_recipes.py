@@ -4,6 +4,7 @@ A decoder without positions reads pairs of food and grams in a random order, new
 After `j` pairs it predicts what else the recipe holds, as `IngredientGenerator` does, and, once the
 next food is given, a histogram of that food's grams.  Where amounts are unknown the pair carries a
 learned vector for "unknown" and only foods are predicted, so that every recipe teaches the foods.
+With all amounts unknown the model is a `SetDecoder`, to be completed and decoded like any other.
 """
 
 import dataclasses
@@ -20,7 +21,6 @@ from recipe_jax.layers.dropout import check_rate, split_key
 from recipe_jax.layers.initializers import lecun_normal, normal
 from recipe_jax.layers.masks import Mask
 from recipe_jax.layers.parameters import parameter
-from recipe_jax.layers.positions import NoPositions
 from recipe_jax.layers.transformer import BlockCache, TransformerConfig
 from recipe_jax.models.food_embedding import FoodEmbeddingConfig, gather_foods
 from recipe_jax.models.gram_bins import GramBins, GramEmbedding, GramHead, gram_log_density
@@ -32,7 +32,6 @@ from recipe_jax.models.ingredient_generator import (
 from recipe_jax.models.simplex import member_mask
 
 _BINS = GramBins()
-_NO_POSITIONS = NoPositions()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,7 +41,6 @@ class JointRecipesConfig:
     Attributes:
         embedding: how foods become vectors; its width is the transformer's.
         transformer: the stack that reads pairs.
-        positions: none by default: a recipe is a set.
         bins: of the histogram of grams.
         hidden_rate: how often, in training, a weighed recipe is read as if its amounts were
             unknown; a model that never saw that could not complete a pantry without amounts.
@@ -51,7 +49,6 @@ class JointRecipesConfig:
 
     embedding: FoodEmbeddingConfig
     transformer: TransformerConfig
-    positions: NoPositions = _NO_POSITIONS
     bins: GramBins = _BINS
     hidden_rate: float = 0.25
     max_foods: int = 25
@@ -66,7 +63,6 @@ class JointRecipesConfig:
         return GeneratorConfig(
             embedding=self.embedding,
             transformer=self.transformer,
-            positions=self.positions,
             max_foods=self.max_foods,
         )
 
@@ -125,7 +121,7 @@ class JointRecipes(nnx.Module):
         if hide_key is not None:
             shown = jax.random.bernoulli(hide_key, 1.0 - self.cfg.hidden_rate, (foods.shape[0], 1))
             grams = jnp.where(shown, grams, 0.0)
-        table = self.table(molecules)
+        table = self.embedding(molecules)
         start = jnp.broadcast_to(
             self.generator.start.get_value(), (foods.shape[0], 1, table.shape[1])
         )
@@ -142,9 +138,35 @@ class JointRecipes(nnx.Module):
         """Logits of the next food where no amount is known, as `IngredientGenerator` gives them."""
         return self(molecules, foods, jnp.zeros(foods.shape)).foods
 
-    def table(self, molecules: Molecules) -> Float[Array, "v e"]:
+    def embedding(self, molecules: Molecules) -> Float[Array, "v e"]:
         """The vectors of all foods, computed once for a whole decoding loop."""
         return self.generator.embedding(molecules)
+
+    def empty_cache(self, batch_size: int) -> BlockCache:
+        """A cache that has room for the start and `max_foods` pairs."""
+        return self.generator.stack.empty_cache(batch_size, self.cfg.max_foods + 1)
+
+    def decode(
+        self,
+        table: Float[Array, "v e"],
+        foods: Int[Array, "b t"],
+        lengths: Int[Array, "b"],
+        cache: BlockCache,
+    ) -> tuple[Float32[Array, "b t v_plus_one"], BlockCache]:
+        """Read more foods of unknown amounts and give the logits of the next food after each.
+
+        Args:
+            table: vectors of all foods.
+            foods: the next foods of every row; -1 is the start, index `v` padding.
+            lengths: how many of them are no padding.
+            cache: of what was read before.
+        """
+        pairs = self._pairs(table, foods, jnp.zeros(foods.shape))
+        start = self.generator.start.get_value()[None, None]
+        x = jnp.where((foods < 0)[..., None], start, pairs)
+        mask = Mask(causal=True, query_lengths=lengths)
+        states, cache = self.generator.stack.decode(x, cache, mask=mask)
+        return self.generator.logits(table, states), cache
 
     def gram_logits(
         self, table: Float[Array, "v e"], states: Float[Array, "*n e"], foods: Int[Array, "*n"]
@@ -161,11 +183,11 @@ class JointRecipes(nnx.Module):
         return self.head(jax.nn.gelu(mixed), foods)
 
     def start(
-        self, table: Float[Array, "v e"], batch_size: int
+        self, table: Float[Array, "v e"], batch_size: int, capacity: int
     ) -> tuple[Float[Array, "b e"], BlockCache]:
-        """The state before the first pair, and a cache with room for `max_foods` pairs."""
+        """The state before the first pair, and a cache with room for `capacity` pairs."""
         x = jnp.broadcast_to(self.generator.start.get_value(), (batch_size, 1, table.shape[1]))
-        cache = self.generator.empty_cache(batch_size)
+        cache = self.generator.stack.empty_cache(batch_size, capacity + 1)
         states, cache = self.generator.stack.decode(x, cache, mask=Mask(causal=True))
         return states[:, 0], cache
 

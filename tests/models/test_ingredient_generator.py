@@ -11,7 +11,7 @@ from tolerances import assert_close
 
 from recipe_jax.batches import Molecules, RecipeBatch
 from recipe_jax.decoding import SetConstraint, sample_sets
-from recipe_jax.layers.positions import Alibi
+from recipe_jax.layers.positions import Alibi, Learned, Rope, Sinusoidal
 from recipe_jax.layers.transformer import TransformerConfig
 from recipe_jax.models.food_embedding import FoodEmbeddingConfig
 from recipe_jax.models.ingredient_generator import (
@@ -33,6 +33,9 @@ MOLECULES = Molecules(
 FOODS = jnp.array([[3, 1, 6, 0, 5], [2, 4, V, V, V]], jnp.int32)
 LENGTHS = jnp.array([5, 2], jnp.int32)
 REMAINING, NEXT = jax.jit(remaining_set_loss), jax.jit(next_food_loss)
+ANY_POSITIONS = pytest.mark.parametrize(
+    "positions", [Alibi(), Rope(), Sinusoidal(), Learned(M + 1)], ids=lambda p: type(p).__name__
+)
 LOSSES = pytest.mark.parametrize("loss", [REMAINING, NEXT], ids=["remaining-set", "next-food"])
 
 
@@ -51,9 +54,9 @@ def generator(**fields):
     return jax.jit(lambda params, foods: fn.bind(params)(MOLECULES, foods)), fn, params
 
 
-@pytest.fixture(scope="module")
-def two_layers():
-    return generator(num_layers=2)
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "pairs"])
+def two_layers(request):
+    return generator(num_layers=2, pairs=request.param)
 
 
 def batch_of(foods, lengths):
@@ -187,8 +190,9 @@ def test_deeper_layers_see_causal_prefixes_so_orders_are_random_in_training(two_
     assert np.abs(after[0, 4:] - before[0, 4:]).max() > 1e-4
 
 
-def test_positions_make_one_layer_see_the_order():
-    forward, _, params = generator(num_layers=1, positions=Alibi())
+@ANY_POSITIONS
+def test_positions_make_one_layer_see_the_order(positions):
+    forward, _, params = generator(num_layers=1, positions=positions)
     swapped = FOODS.at[0].set(jnp.array([6, 3, 1, 0, 5]))
     assert np.abs(forward(params, swapped) - forward(params, FOODS))[0, 4:].max() > 1e-4
 
@@ -199,6 +203,39 @@ def test_a_prefix_does_not_see_the_foods_after_it(two_layers):
     after = forward(params, FOODS.at[0, 3:].set(jnp.array([2, 4])))
     assert (after[0, :4] == before[0, :4]).all()
     assert (after[0, 4:] != before[0, 4:]).any(axis=-1).all()
+
+
+def test_pairs_add_a_weight_for_every_food_read_to_the_plain_models_logits():
+    forward, _, params = generator(pairs=True)
+    plain = {**params, "embedding": dict(params["embedding"])}
+    weights = np.asarray(plain["embedding"].pop("pairs"))
+    expected = np.asarray(generator()[0](plain, FOODS)).copy()
+    for row, prefix in itertools.product(range(2), range(M + 1)):
+        read = [food for food in FOODS[row, :prefix].tolist() if food < V]
+        expected[row, prefix] += weights[read].sum(axis=0)
+    assert_close(forward(params, FOODS), expected)
+
+
+def test_pairs_of_foods_that_were_not_read_and_of_padding_stay_untouched():
+    _, fn, params = generator(pairs=True)
+    batch = batch_of(FOODS[1:], LENGTHS[1:])
+
+    def loss(params):
+        return REMAINING(fn.bind(params)(MOLECULES, batch.foods), batch).total.sum()
+
+    gradient = jax.jit(jax.grad(loss))(params)["embedding"]["pairs"]
+    assert set(np.flatnonzero(np.abs(gradient).sum(axis=1))) == {2, 4}
+
+
+@ANY_POSITIONS
+def test_positions_count_from_the_start_in_decoding_too(positions):
+    forward, fn, params = generator(positions=positions)
+    model = fn.bind(params)
+    table, cache = model.embedding(MOLECULES), model.empty_cache(2)
+    first = jnp.concatenate([jnp.full((2, 1), -1), FOODS[:, :1]], axis=1)
+    start, cache = model.decode(table, first, jnp.full(2, 2), cache)
+    rest, _ = model.decode(table, FOODS[:, 1:], jnp.full(2, M - 1), cache)
+    assert_close(jnp.concatenate([start, rest], axis=1), forward(params, FOODS))
 
 
 def test_a_sampled_sets_probability_is_that_of_the_full_forward_pass(two_layers):
@@ -223,6 +260,20 @@ def test_a_sampled_sets_probability_is_that_of_the_full_forward_pass(two_layers)
     ("change", "message"),
     [
         ({"max_foods": 0}, "max_foods=0"),
+        (
+            {
+                "pairs": True,
+                "embedding": FoodEmbeddingConfig(
+                    num_foods=V,
+                    num_components=3,
+                    num_compounds=4,
+                    embed_dim=E,
+                    sources=("composition",),
+                ),
+            },
+            "pairs=True needs 'learned'",
+        ),
+        ({"positions": Learned(25)}, "must have max_foods \\+ 1 = 26 rows"),
         (
             {"transformer": TransformerConfig(num_layers=1, embed_dim=6, num_heads=2)},
             "embed_dim=8 must equal transformer.embed_dim=6",

@@ -11,6 +11,7 @@ from flax import nnx
 from tolerances import assert_close
 from two_cakes import EMBEDDING, MOLECULES, TRANSFORMER, E, V, build, padded
 
+from recipe_jax.decoding import SetDecoder
 from recipe_jax.functional import abstract
 from recipe_jax.models.gram_bins import gram_log_density
 from recipe_jax.models.ingredient_generator import remaining_set_loss
@@ -119,8 +120,8 @@ def test_reading_pair_by_pair_gives_the_logits_of_the_forward_pass():
     @jax.jit
     def decode(params):
         bound = fn.bind(params)
-        table = bound.table(MOLECULES)
-        states, cache = bound.start(table, 3)
+        table = bound.embedding(MOLECULES)
+        states, cache = bound.start(table, 3, 4)
         foods, grams = [bound.generator.logits(table, states[:, None])], []
         for place in range(4):
             pair = BATCH.foods[:, place], BATCH.grams[:, place]
@@ -135,6 +136,25 @@ def test_reading_pair_by_pair_gives_the_logits_of_the_forward_pass():
     for row, length in enumerate([4, 2, 1]):
         assert_close(foods[row, : length + 1], whole.foods[row, : length + 1])
         assert_close(grams[row, :length], whole.grams[row, :length])
+
+
+def test_a_set_decoder_reads_foods_of_unknown_amounts():
+    fn, params = model()
+
+    @jax.jit
+    def decode(params):
+        bound = fn.bind(params)
+        table, cache = bound.embedding(MOLECULES), bound.empty_cache(3)
+        start = jnp.full((3, 1), -1)
+        first, cache = bound.decode(table, start, jnp.ones(3, jnp.int32), cache)
+        rest, _ = bound.decode(table, BATCH.foods, BATCH.lengths, cache)
+        return jnp.concatenate([first, rest], axis=1)
+
+    assert isinstance(fn.bind(params), SetDecoder)
+    found = np.asarray(decode(params))
+    expected = logits_of(BATCH._replace(grams=jnp.zeros_like(BATCH.grams))).foods
+    for row, length in enumerate([4, 2, 1]):
+        assert_close(found[row, : length + 1], expected[row, : length + 1])
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,13 @@ def test_what_is_hidden_is_never_read(model):
         assert (got == expected).all()
 
 
+def test_hidden_places_and_padding_are_as_if_they_were_not_there(model):
+    read = model[2]
+    among_hidden = read(FOODS[:1], VISIBLE[:1], HIDDEN[:1])
+    alone = read(FOODS[:1, ::2], VISIBLE[:1, ::2], HIDDEN[:1])
+    assert_close(among_hidden, alone)
+
+
 def test_the_number_of_hidden_foods_reaches_the_foods_but_not_its_own_prediction(model):
     read = model[2]
     before, after = read(FOODS, VISIBLE, HIDDEN), read(FOODS, VISIBLE, HIDDEN + 1)

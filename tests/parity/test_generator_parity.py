@@ -29,8 +29,8 @@ def torch_generator():
     return torch_generator
 
 
-@pytest.fixture(scope="module")
-def setting():
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "pairs"])
+def setting(request):
     rng = np.random.default_rng(0)
     observed = (rng.random((V, C)) < 0.7).astype(np.float32)
     has_flavour = (rng.random(V) < 0.6).astype(np.float32)
@@ -44,6 +44,7 @@ def setting():
     cfg = GeneratorConfig(
         embedding=FoodEmbeddingConfig(num_foods=V, num_components=C, num_compounds=A, embed_dim=E),
         transformer=TransformerConfig(num_layers=2, embed_dim=E, num_heads=4),
+        pairs=request.param,
         max_foods=M,
     )
     lengths = np.array([3, M, 1, 5], np.int32)
