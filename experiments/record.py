@@ -6,6 +6,7 @@ import json
 import platform
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,19 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, (json.dumps(record, indent=1) + "\n").encode())
     print(f"record: {path}", file=sys.stderr)
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a place where no record can be written: before the work, not after it.
+
+    Raises:
+        OSError: naming the place.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: is a folder, must be a file to write the record to")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path.parent):
+        pass
 
 
 def device() -> str:

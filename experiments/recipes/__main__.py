@@ -4,21 +4,26 @@ Human tables go to stderr; the last line on stdout is one JSON object of headlin
 flag, a missing file or a malformed row is one line on stderr and exit code 2.
 """
 
+import contextlib
 import importlib
+import io
 import json
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
 import tyro
 
+from experiments.record import check_writable
 from recipe_jax.training.run_folder import TrainingError
 
 COMMANDS = {
     "fetch": "download the public sources, licence notices first",
     "prepare": "raw recipes to foods and grams",
-    "train": "train a generator or a model of amounts",
+    "train": "train a generator, a model of amounts, or both in one",
     "evaluate": "score a trained model beside its baselines",
+    "ablate": "every variant beside every other, over seeds",
     "generate": "complete a pantry into recipes with grams",
     "explain": "what drove a choice; substitutes and pairings",
     "publish": "store a trained model small",
@@ -36,19 +41,43 @@ def main(arguments: Sequence[str]) -> int:
         return 0 if asked else 2
     name = arguments[0]
     command = importlib.import_module(f"experiments.recipes.{name}")
-    flags = tyro.cli(
-        command.Flags,
-        args=list(arguments[1:]),
-        prog=f"python -m experiments.recipes {name}",
-        description=command.__doc__,
-    )
     try:
+        flags = parse(command.Flags, arguments[1:], name, command.__doc__)
+        if getattr(flags, "record", None) is not None:
+            check_writable(flags.record)
         headline: dict[str, Any] = command.run(flags)
     except (ValueError, OSError, TrainingError) as error:
         print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     print(json.dumps(headline))
     return 0
+
+
+def parse(kind: type, arguments: Sequence[str], name: str, about: str | None) -> Any:
+    """Flags from a command line.
+
+    Raises:
+        ValueError: what the flags' own rule says, which tyro would wrap in a box and a traceback.
+        SystemExit: help, or a command line that cannot be parsed.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                kind,
+                args=list(arguments),
+                prog=f"python -m experiments.recipes {name}",
+                description=about,
+            )
+    except SystemExit as stopped:
+        error: BaseException | None = stopped
+        while error is not None:
+            frames = traceback.extract_tb(error.__traceback__)
+            if isinstance(error, ValueError) and frames[-1].name == "__post_init__":
+                raise error from None
+            error = error.__context__
+        print(said.getvalue(), end="", file=sys.stderr)
+        raise
 
 
 if __name__ == "__main__":

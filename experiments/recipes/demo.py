@@ -261,7 +261,9 @@ def train_and_score(
     )
     trained = training.run(small, prepared)
     model = load_checkpoint(folder, prepared)
-    scoring = EvaluateFlags(checkpoint=(folder,), split="test", seed=flags.seed)
+    scoring = EvaluateFlags(
+        checkpoint=(folder,), split="test", num_orders=4, num_candidates=15, seed=flags.seed
+    )
     table = evaluate_generator(model, prepared, scoring)["completion"]
     print_table(f"completion, test recipes of {prepared.source}", table)
     headline = {

@@ -4,16 +4,11 @@ Receipt: see experiments/README.md for the commands, times and metrics of the co
 """
 
 import dataclasses
-import functools
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Float, Int, Int32
 from rich.console import Console
 from rich.table import Table
 
@@ -29,16 +24,20 @@ from experiments.recipes.completion import (
     completion_recipes,
     evaluate_completion,
 )
+from experiments.recipes.drawing import DEFAULT_PASSES, GENERATORS, generate_sets
 from experiments.recipes.generation_quality import evaluate_generation
 from experiments.recipes.prepared import Prepared, read_prepared
-from experiments.recipes.scoring import completion_score
+from experiments.recipes.scoring import (
+    AMOUNT_MODELS,
+    LIKELIHOOD_MODELS,
+    amount_functions,
+    completion_score,
+)
 from experiments.record import make_record, write_record
-from recipe_jax.decoding import Sampling, SetConstraint, sample_sets
 from recipe_jax.huggingface import LoadedModel, load_model
-from recipe_jax.models.amounts import Mixture, mean_log_ratios, sample_proportions
-from recipe_jax.models.simplex import member_mask, proportions
 
 NUM_GENERATED = 1000
+SCORED_AT_ONCE = 128
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,7 +50,10 @@ class Flags:
         split: the recipes to score on.
         baselines: fit and score the baselines too.
         num_orders: reading orders that a completion is averaged over.
+        num_candidates: foods per completion, the most probable ones, that are ranked by the
+            likelihood of the whole set they complete; 0 ranks all by their own probability.
         num_samples: draws per recipe for intervals of amounts.
+        passes: of a masked-set generator, scored beside a single pass.
         seed: of hidden foods and of every draw.
         record: write the results to this file.
     """
@@ -60,10 +62,19 @@ class Flags:
     data: Path | None = None
     split: Literal["validation", "test"] = "test"
     baselines: bool = True
-    num_orders: int = 8
+    num_orders: int = 12
+    num_candidates: int = 24
     num_samples: int = 200
+    passes: int = DEFAULT_PASSES
     seed: int = 0
     record: Path | None = None
+
+    def __post_init__(self) -> None:
+        least_of = {"num_orders": 1, "num_candidates": 0, "num_samples": 2, "passes": 1}
+        for name, least in least_of.items():
+            if getattr(self, name) < least:
+                flag = f"--{name.replace('_', '-')}"
+                raise ValueError(f"{flag} {getattr(self, name)} must be at least {least}")
 
 
 def run(flags: Flags) -> dict[str, Any]:
@@ -72,8 +83,12 @@ def run(flags: Flags) -> dict[str, Any]:
     results: dict[str, Any] = {}
     for checkpoint in flags.checkpoint:
         model = load_checkpoint(checkpoint, prepared)
-        score = evaluate_amounts if model.model_type == "amounts" else evaluate_generator
-        results[str(checkpoint)] = score(model, prepared, flags)
+        tables: dict[str, Any] = {}
+        if model.model_type in GENERATORS:
+            tables |= evaluate_generator(model, prepared, flags)
+        if model.model_type in AMOUNT_MODELS:
+            tables |= evaluate_amounts(model, prepared, flags)
+        results[str(checkpoint)] = tables
     for name, tables in results.items():
         for task, table in tables.items():
             print_table(f"{name}: {task}, {flags.split} recipes of {prepared.source}", table)
@@ -90,23 +105,24 @@ _PATHS = ("checkpoint", "data", "record")
 
 
 def load_checkpoint(
-    path: Path, prepared: Prepared | None = None, *, kind: str | None = None
+    path: Path, prepared: Prepared | None = None, *, kinds: Sequence[str] = ()
 ) -> LoadedModel:
     """The model of a run folder or model folder, checked against the data's vocabulary.
 
     Args:
         path: a run folder or model folder.
         prepared: the data whose vocabulary the model must know.
-        kind: the `model_type` it must be of.
+        kinds: the `model_type`s it may be of; any if none is given.
 
     Raises:
         ModelFolderError: no model, or a broken one.
         ValueError: a model of other foods, or of another kind.
     """
     model = load_model(path / "model" if (path / "model").is_dir() else path)
-    if kind is not None and model.model_type != kind:
-        article = "an" if kind[0] in "aeiou" else "a"
-        raise ValueError(f"{path}: model_type={model.model_type!r} must be {article} {kind}")
+    if kinds and model.model_type not in kinds:
+        article = "an" if kinds[0][0] in "aeiou" else "a"
+        one = " or ".join(kinds)
+        raise ValueError(f"{path}: model_type={model.model_type!r} must be {article} {one}")
     if prepared is not None and model.foods != prepared.foods:
         raise ValueError(
             f"{path}: the model knows {len(model.foods)} foods, which are not the "
@@ -121,23 +137,38 @@ def evaluate_generator(model: LoadedModel, prepared: Prepared, flags: Flags) -> 
     queries = completion_queries(
         completion_recipes(prepared.sets, flags.split), num_foods=num_foods, seed=flags.seed
     )
-    score = completion_score(
-        model.fn, model.params, model.molecules, num_orders=flags.num_orders, seed=flags.seed
-    )
-    completion: dict[str, Any] = {"model": evaluate_completion(score, queries)}
+    completion: dict[str, Any] = {}
+    stages = {"model": 0}
+    if flags.num_candidates and model.model_type in LIKELIHOOD_MODELS:
+        stages = {"model": flags.num_candidates, "model_by_next_food": 0}
+    for name, num_candidates in stages.items():
+        score = completion_score(
+            model.fn,
+            model.params,
+            model.molecules,
+            num_orders=flags.num_orders,
+            num_candidates=num_candidates,
+            seed=flags.seed,
+        )
+        completion[name] = evaluate_completion(score, queries)
     if flags.baselines:
         cfg = BaselineConfig(data=Path(), split=flags.split, seed=flags.seed)
         completion |= completion_table(prepared.sets, cfg, num_foods=num_foods)[0]
     recipes = prepared.sets.select_completion()
-    generated = generate_sets(model, NUM_GENERATED, seed=flags.seed)
-    quality = evaluate_generation(
-        generated,
-        real=recipes.select_split(flags.split),
-        training=recipes.select_split("train"),
-        num_foods=num_foods,
-        seed=flags.seed,
-    )
-    return {"completion": completion, "generation": {"model": quality}}
+
+    def quality(num_passes: int) -> dict[str, Any]:
+        return evaluate_generation(
+            generate_sets(model, NUM_GENERATED, seed=flags.seed, num_passes=num_passes),
+            real=recipes.select_split(flags.split),
+            training=recipes.select_split("train"),
+            num_foods=num_foods,
+            seed=flags.seed,
+        )
+
+    generation = {"model": quality(flags.passes)}
+    if model.model_type == "masked_set_generator":
+        generation["model_in_one_pass"] = quality(1)
+    return {"completion": completion, "generation": generation}
 
 
 def evaluate_amounts(model: LoadedModel, prepared: Prepared, flags: Flags) -> dict[str, Any]:
@@ -145,62 +176,13 @@ def evaluate_amounts(model: LoadedModel, prepared: Prepared, flags: Flags) -> di
     num_foods = len(prepared.foods)
     queries = amount_queries(amount_recipes(prepared.sets, flags.split), num_foods=num_foods)
     predict, sample = amount_functions(model, num_samples=flags.num_samples, seed=flags.seed)
-    table = {"model": evaluate_proportions(predict, queries) | evaluate_samples(sample, queries)}
+    # Batches of one size: a model that only samples then draws each of them once.
+    errors = evaluate_proportions(predict, queries, batch_size=SCORED_AT_ONCE)
+    table = {"model": errors | evaluate_samples(sample, queries, batch_size=SCORED_AT_ONCE)}
     if flags.baselines:
         cfg = BaselineConfig(data=Path(), split=flags.split, seed=flags.seed)
         table |= amount_table(prepared.sets, cfg, num_foods=num_foods)
     return {"amounts": table}
-
-
-def generate_sets(
-    model: LoadedModel, count: int, *, seed: int, min_foods: int = 3
-) -> Int[np.ndarray, "n m"]:
-    """Recipes from nothing: foods, padded with the vocabulary's size."""
-    v, size = len(model.foods), model.cfg.max_foods
-    constraint = SetConstraint(
-        allowed=jnp.ones(v, bool),
-        min_foods=jnp.asarray(min_foods, jnp.int32),
-        max_foods=jnp.asarray(size, jnp.int32),
-    )
-    decoded = sample_sets(
-        model.fn,
-        model.params,
-        model.molecules,
-        jnp.full((count, size), v, jnp.int32),
-        jnp.zeros(count, jnp.int32),
-        jax.random.key(seed),
-        constraint=constraint,
-        sampling=Sampling(),
-    )
-    return np.asarray(decoded.foods)
-
-
-def amount_functions(model: LoadedModel, *, num_samples: int, seed: int) -> tuple[Any, Any]:
-    """A model of amounts as the two functions that the protocol asks for."""
-
-    @functools.partial(jax.jit, static_argnums=0)
-    def mixture(
-        fn: Any, params: Any, foods: Int[jax.Array, "b m"], lengths: Int[jax.Array, "b"]
-    ) -> Mixture:
-        return fn.bind(params)(model.molecules, foods, lengths)
-
-    def predict(
-        foods: Int32[np.ndarray, "b m"], lengths: Int32[np.ndarray, "b"]
-    ) -> Float[np.ndarray, "b m"]:
-        found = mixture(model.fn, model.params, foods, lengths)
-        members = member_mask(jnp.asarray(lengths), foods.shape[1])
-        return np.asarray(proportions(mean_log_ratios(found), members))
-
-    def sample(
-        foods: Int32[np.ndarray, "b m"], lengths: Int32[np.ndarray, "b"]
-    ) -> Float[np.ndarray, "samples b m"]:
-        found = mixture(model.fn, model.params, foods, lengths)
-        drawn = sample_proportions(
-            found, jnp.asarray(lengths), jax.random.key(seed), num_samples=num_samples
-        )
-        return np.asarray(drawn)
-
-    return predict, sample
 
 
 def print_table(title: str, columns: Mapping[str, Mapping[str, Any]]) -> None:
@@ -214,15 +196,18 @@ def print_table(title: str, columns: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def headline(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The first model's metrics at the top, its baselines nested."""
+    """The first model's metrics at the top, other ways to use it and its baselines nested."""
     flat: dict[str, Any] = {}
     for tables in results.values():
         for table in tables.values():
             for name, value in table["model"].items():
                 if not name.endswith("_interval"):
                     flat.setdefault(name, value)
-            others = {k: v for k, v in table.items() if k != "model"}
-            flat.setdefault("baselines", {}).update(others)
+            for name, values in table.items():
+                if name.startswith("model_"):
+                    flat.setdefault(name, values)
+                elif name != "model":
+                    flat.setdefault("baselines", {})[name] = values
     if len(results) > 1:
         print(f"the JSON line holds the first of {len(results)} models", file=sys.stderr)
     return flat

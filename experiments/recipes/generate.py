@@ -9,21 +9,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool
 from rich.console import Console
 from rich.table import Table
 
-from experiments.recipes.evaluate import amount_functions, load_checkpoint
+from experiments.recipes.drawing import DEFAULT_PASSES, GENERATORS, draw_sets, make_constraint
+from experiments.recipes.evaluate import load_checkpoint
+from experiments.recipes.scoring import AMOUNT_MODELS, amount_functions
 from recipe_jax.data.food_names import read_food_names
-from recipe_jax.decoding import Sampling, SetConstraint, sample_sets
+from recipe_jax.decoding import Sampling
 from recipe_jax.diets import DIETS, check, cleared
 from recipe_jax.huggingface import LoadedModel
 
 PRETRAINED = Path(__file__).parents[2] / "recipe_jax" / "assets" / "pretrained"
 INTERVAL = 0.8
+NUM_SAMPLES = 200
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,11 +39,13 @@ class Flags:
         temperature: 0 takes the most probable food each time.
         top_k: choose among the k most probable foods.
         top_p: choose among the fewest foods that hold this probability.
+        beams: search for the most probable sets instead of drawing, so many at a time.
+        passes: of a masked-set generator; it draws all foods at once, then revises them.
         min_foods: fewest foods of a recipe.
         max_foods: most foods of a recipe.
         total_grams: weight of a recipe, which the proportions share out.
         generator: a run folder or model folder; the pretrained model if not given.
-        amounts: likewise, for the grams.
+        amounts: likewise, for the grams; if not given, a joint generator draws them with the foods.
         seed: of every draw.
     """
 
@@ -53,11 +56,13 @@ class Flags:
     temperature: float = 0.8
     top_k: int | None = None
     top_p: float = 0.95
+    beams: int | None = None
+    passes: int = DEFAULT_PASSES
     min_foods: int = 5
     max_foods: int = 14
     total_grams: float = 1000.0
     generator: Path = PRETRAINED / "generator"
-    amounts: Path = PRETRAINED / "amounts"
+    amounts: Path | None = None
     seed: int = 0
 
 
@@ -70,20 +75,23 @@ class Proposal:
         grams: of each food.
         low: lower end of the 80 % interval of the grams.
         high: its upper end.
-        log_probability: of the choices, in nats.
+        log_probability: of the choices, in nats; None where they were made in no order.
     """
 
     foods: tuple[str, ...]
     grams: tuple[float, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
-    log_probability: float
+    log_probability: float | None
 
 
 def run(flags: Flags) -> dict[str, Any]:
     """Propose recipes and say what was checked."""
-    generator = load_checkpoint(flags.generator, kind="ingredient_generator")
-    amounts = load_checkpoint(flags.amounts, kind="amounts")
+    generator = load_checkpoint(flags.generator, kinds=GENERATORS)
+    if flags.amounts is None and generator.model_type in AMOUNT_MODELS:
+        amounts = generator
+    else:
+        amounts = load_checkpoint(flags.amounts or PRETRAINED / "amounts", kinds=AMOUNT_MODELS)
     proposals = propose(generator, amounts, flags)
     console = Console(stderr=True)
     for number, proposal in enumerate(proposals, 1):
@@ -99,7 +107,7 @@ def run(flags: Flags) -> dict[str, Any]:
         "recipes": [
             {
                 "grams": dict(zip(p.foods, np.round(p.grams, 1).tolist(), strict=True)),
-                "log_probability": round(p.log_probability, 3),
+                "log_probability": p.log_probability and round(p.log_probability, 3),
             }
             for p in proposals
         ],
@@ -109,40 +117,46 @@ def run(flags: Flags) -> dict[str, Any]:
 def propose(generator: LoadedModel, amounts: LoadedModel, flags: Flags) -> list[Proposal]:
     """Draw foods, then their grams.
 
+    Args:
+        generator: of the foods.
+        amounts: of the grams.  Where it is the generator itself the grams are those that it drew
+            with the foods, and the interval is that of other draws for the same foods.
+        flags: what the recipes must hold and how they are drawn.
+
     Raises:
-        ValueError: an unknown food or diet, a pantry that breaks a rule or is too long, or limits
-            that contradict each other.
+        ValueError: an unknown food or diet, a pantry that breaks a rule or is too long, limits
+            that contradict each other, or models of different foods.
     """
+    if amounts.foods != generator.foods:
+        raise ValueError("--amounts: the model weighs other foods than the generator's")
     allowed, pantry = check_request(generator, flags)
-    v, size = len(generator.foods), generator.cfg.max_foods
-    prompt = np.full((flags.num, size), v, np.int32)
-    prompt[:, : len(pantry)] = pantry
-    decoded = sample_sets(
-        generator.fn,
-        generator.params,
-        generator.molecules,
-        jnp.asarray(prompt),
-        jnp.full(flags.num, len(pantry), jnp.int32),
-        jax.random.key(flags.seed),
-        constraint=SetConstraint(
-            allowed=jnp.asarray(allowed),
-            min_foods=jnp.asarray(flags.min_foods, jnp.int32),
-            max_foods=jnp.asarray(min(flags.max_foods, size), jnp.int32),
-        ),
+    longest = min(flags.max_foods, generator.cfg.max_foods)
+    drawn = draw_sets(
+        generator,
+        pantry,
+        flags.num,
+        constraint=make_constraint(allowed, min_foods=flags.min_foods, max_foods=longest),
+        seed=flags.seed,
         sampling=Sampling(temperature=flags.temperature, top_k=flags.top_k, top_p=flags.top_p),
+        num_passes=flags.passes,
+        num_beams=flags.beams,
     )
-    foods, lengths = np.asarray(decoded.foods), np.asarray(decoded.lengths)
-    predict, sample = amount_functions(amounts, num_samples=200, seed=flags.seed)
-    grams = predict(foods, lengths) * flags.total_grams
+    predict, sample = amount_functions(amounts, num_samples=NUM_SAMPLES, seed=flags.seed)
+    foods, lengths = drawn.foods.astype(np.int32), drawn.lengths.astype(np.int32)
+    if drawn.grams is not None and amounts is generator:
+        grams = drawn.grams / drawn.grams.sum(axis=1, keepdims=True) * flags.total_grams
+    else:
+        grams = predict(foods, lengths) * flags.total_grams
     tails = [(1 - INTERVAL) / 2, (1 + INTERVAL) / 2]
     low, high = np.quantile(sample(foods, lengths), tails, axis=0) * flags.total_grams
+    logs = drawn.log_probability
     return [
         Proposal(
             foods=tuple(generator.foods[food] for food in foods[i, :n]),
             grams=tuple(grams[i, :n].tolist()),
             low=tuple(low[i, :n].tolist()),
             high=tuple(high[i, :n].tolist()),
-            log_probability=float(decoded.log_probability[i]),
+            log_probability=None if logs is None else float(logs[i]),
         )
         for i, n in enumerate(lengths)
     ]
