@@ -3,8 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# An environment of its own for torch, so that nothing else can come to depend on it.
+PARITY := .venv-parity
+PARITY_INSTALLED := $(PARITY)/.installed
 
-.PHONY: demo test lint types format clean
+.PHONY: demo test lint types parity format clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m experiments.recipes demo
@@ -19,16 +22,22 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/basedpyright
 
+parity: $(PARITY_INSTALLED)
+	$(PARITY)/bin/python -c 'import torch'
+	$(PARITY)/bin/python -m pytest -q tests/parity
+
 format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): EXTRAS := recipes,test
+$(PARITY_INSTALLED): EXTRAS := recipes,test,parity
+$(INSTALLED) $(PARITY_INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "recipe-jax needs Python 3.11 or newer; set PYTHON=python3.11 or the like" >&2; exit 2; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[recipes,test]'
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info runs
+	rm -rf $(VENV) $(PARITY) build *.egg-info runs
