@@ -16,7 +16,13 @@ import numpy as np
 import tyro
 
 from experiments.recipes import train
-from experiments.recipes.ablation_variants import SHARED, VARIANTS, count_unseen, unseen_foods
+from experiments.recipes.ablation_variants import (
+    SHARED,
+    VARIANTS,
+    count_unseen,
+    unseen_foods,
+    without_unseen,
+)
 from experiments.recipes.amounts_protocol import (
     amount_queries,
     amount_recipes,
@@ -76,9 +82,12 @@ class Flags:
 
 def run(flags: Flags) -> None:
     """Write `RUN/seconds_per_step.json` or `RUN/scores.json`, whole or not at all."""
+    # The seeds of a variant share what was compiled.
+    jax.config.update("jax_compilation_cache_dir", str(flags.run.absolute().parent / "compiled"))
     variant = VARIANTS[flags.variant]
     everything = read_prepared(flags.data)
-    prepared = variant.data(everything, flags.seed)
+    seen = without_unseen(everything)
+    prepared = variant.data(seen, flags.seed)
     training = train.Flags(
         **{**SHARED, **variant.flags, **json.loads(flags.shape)},
         run=flags.run,

@@ -8,13 +8,13 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from experiments.recipes.prepared import Prepared
-from recipe_jax.data.recipes import DataError, RecipeSets, split_of
+from recipe_jax.data.recipes import DataError, RecipeSets
 
 Question: TypeAlias = Literal["foods", "amounts", "unseen"]
 Data: TypeAlias = Callable[[Prepared, int], Prepared]
 
 NUM_UNSEEN = 50
-UNSEEN_COUNTS = (20, 2000)
+UNSEEN_SHARES = (1 / 3000, 1 / 50)
 UNSEEN_SEED = 0
 
 
@@ -26,7 +26,7 @@ class Variant:
         about: what it is, for people.
         flags: of `train`, where they differ from its defaults.
         asks: what it is scored on.
-        data: the data it learns from, given all of it and the run's seed.
+        data: what it learns from, given what all learn from and the run's seed.
     """
 
     about: str
@@ -49,27 +49,24 @@ def random_vectors(prepared: Prepared, seed: int) -> Prepared:
     )
 
 
-def without_unseen(prepared: Prepared, seed: int) -> Prepared:
-    """Leave out every training recipe that holds an unseen food.
+def without_unseen(prepared: Prepared) -> Prepared:
+    """Leave out every recipe that holds an unseen food.
 
     The recipe goes, not the food alone: what would remain is no recipe that anybody wrote, and it
     would teach that the set is complete exactly where the unseen food belongs.
 
     Args:
         prepared: all of the data.
-        seed: of the run; the foods are the same in every run.
     """
-    del seed
-    sets = prepared.sets
-    training = np.array([split_of(name) == "train" for name in sets.recipe_ids], bool)
-    held = count_unseen(sets, unseen_foods(prepared)) > 0
-    return dataclasses.replace(prepared, sets=sets.select(~(training & held)))
+    keep = count_unseen(prepared.sets, unseen_foods(prepared)) == 0
+    return dataclasses.replace(prepared, sets=prepared.sets.select(keep))
 
 
 def unseen_foods(prepared: Prepared) -> Bool[np.ndarray, "v"]:
-    """Foods that no training recipe may hold: 50 of those with 20 to 2,000, by a fixed seed.
+    """Foods that no run may learn from: 50 that are neither rare nor common, by a fixed seed.
 
-    Where fewer than 200 have so many recipes, a quarter of them is taken.
+    They are drawn from the foods in 1/3,000 to 1/50 of the training recipes; where these are fewer
+    than 500, a tenth of them.
 
     Raises:
         DataError: too few recipes.
@@ -77,11 +74,14 @@ def unseen_foods(prepared: Prepared) -> Bool[np.ndarray, "v"]:
     v = len(prepared.foods)
     training = prepared.sets.select_completion().select_split("train")
     counts = np.bincount(training.foods, minlength=v)
-    few, many = UNSEEN_COUNTS
+    few, many = (max(1.0, share * len(training)) for share in UNSEEN_SHARES)
     candidates = np.flatnonzero((counts >= few) & (counts <= many))
-    if len(candidates) < 4:
-        raise DataError(f"unseen foods: only {len(candidates)} have {few} to {many} recipes")
-    count = min(NUM_UNSEEN, len(candidates) // 4)
+    count = min(NUM_UNSEEN, len(candidates) // 10)
+    if count == 0:
+        raise DataError(
+            f"unseen foods: only {len(candidates)} foods are in {few:.0f} to {many:.0f} of the "
+            f"{len(training)} training recipes; 10 are needed"
+        )
     drawn = np.random.default_rng(UNSEEN_SEED).permutation(candidates)[:count]
     return np.isin(np.arange(v), drawn)
 
@@ -94,6 +94,7 @@ def count_unseen(sets: RecipeSets, unseen: Bool[np.ndarray, "v"]) -> Int64[np.nd
 
 AMOUNTS: Mapping[str, Any] = {
     "embed_dim": 96,
+    "num_layers": 3,
     "num_heads": 4,
     "learning_rate": 0.0025,
     "dropout": 0.2,
@@ -110,18 +111,23 @@ def _amounts(model: str) -> dict[str, Any]:
 
 
 SHARED: Mapping[str, Any] = {"pairs": False}
-"""Of every variant: a memory of pairs is the decoder-only generator's alone, and would hide what
-food vectors, losses and architectures do."""
+"""Of every variant but one: a memory of pairs is the decoder-only generator's alone, and would hide
+what food vectors, losses and architectures do."""
+
+ALONE: tuple[Question, ...] = ("foods", "unseen")
+"""What a decoder alone is asked: it can rank any food, seen or not."""
 
 VARIANTS: Mapping[str, Variant] = {
-    "base": Variant(about="decoder alone, all sources, remaining set, no positions"),
-    "molecules": Variant(about="molecules only", flags={"sources": MOLECULES}),
-    "learned": Variant(about="learned vectors only", flags={"sources": ("learned",)}),
+    "base": Variant(about="decoder alone, all sources, remaining set, no positions", asks=ALONE),
+    "molecules": Variant(about="molecules only", flags={"sources": MOLECULES}, asks=ALONE),
+    "learned": Variant(about="learned vectors only", flags={"sources": ("learned",)}, asks=ALONE),
     "random": Variant(
         about="random frozen vectors only",
         flags={"sources": ("composition",)},
+        asks=ALONE,
         data=random_vectors,
     ),
+    "pairs": Variant(about="and a memory of pairs", flags={"pairs": True}, asks=ALONE),
     "positions": Variant(about="learned positions", flags={"positions": "learned"}),
     "next-food": Variant(about="loss of the next food alone", flags={"loss": "next-food"}),
     "encoder-decoder": Variant(about="encoder and decoder", flags={"model": "encoder-decoder"}),
@@ -136,18 +142,5 @@ VARIANTS: Mapping[str, Variant] = {
     "autoregressive-amounts": Variant(
         about="one after the other", flags=_amounts("autoregressive-amounts"), asks=("amounts",)
     ),
-    "unseen-molecules": Variant(
-        about="molecules only",
-        flags={"sources": MOLECULES},
-        asks=("unseen",),
-        data=without_unseen,
-    ),
-    "unseen-learned": Variant(
-        about="learned vectors only",
-        flags={"sources": ("learned",)},
-        asks=("unseen",),
-        data=without_unseen,
-    ),
-    "unseen-both": Variant(about="both", asks=("unseen",), data=without_unseen),
 }
-"""Fifteen variants by name."""
+"""Thirteen variants by name.  What all learn from has no recipe with an unseen food."""
