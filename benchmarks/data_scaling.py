@@ -22,7 +22,7 @@ import tyro
 from benchmarks.timing import alternate, limit_threads, percentiles, seconds_of
 from experiments.recipes import train
 from experiments.recipes.prepared import read_prepared
-from experiments.record import make_record, write_record
+from experiments.record import command_line, make_record, write_record
 from recipe_jax.data.batching import BUCKETS, EpochPlan, recipe_batches
 from recipe_jax.data.recipes import RecipeSets
 from recipe_jax.functional import purify
@@ -134,7 +134,7 @@ def main(flags: Flags) -> int:
     for name, seconds in results["seconds"].items():
         print(f"{name}: {seconds['p50']:.2f} s", file=sys.stderr)
     if flags.record is not None:
-        command = "python -m benchmarks.data_scaling --data DIR"
+        command = command_line("benchmarks.data_scaling", flags)
         given = {k: v for k, v in dataclasses.asdict(flags).items() if k not in ("data", "record")}
         write_record(flags.record, make_record(command, flags=given, **results))
     print(json.dumps({"ratio": results["ratio"], "n": flags.many}))

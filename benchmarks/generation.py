@@ -19,7 +19,7 @@ import tyro
 from benchmarks.timing import alternate, limit_threads, percentiles, seconds_of
 from experiments.recipes.evaluate import load_checkpoint
 from experiments.recipes.generate import PRETRAINED
-from experiments.record import make_record, write_record
+from experiments.record import command_line, make_record, write_record
 from recipe_jax.decoding import DecodedSets, Sampling, SetConstraint, sample_sets
 from recipe_jax.huggingface import LoadedModel
 
@@ -98,7 +98,7 @@ def main(flags: Flags) -> int:
         file=sys.stderr,
     )
     if flags.record is not None:
-        command = "python -m benchmarks.generation --checkpoint DIR"
+        command = command_line("benchmarks.generation", flags)
         write_record(flags.record, make_record(command, threads=flags.threads, **results))
     print(json.dumps({"seconds": seconds["p50"], "n": flags.num}))
     return 0

@@ -2,17 +2,14 @@
 
     python -m experiments.recipes prepare --recipes "$RECIPE_JAX_DATA/recipes/recipes.jsonl.zst" \
         --out DIR
-    python -m benchmarks.prepare_agreement --prepared DIR
+    python -m benchmarks.prepare_agreement --prepared DIR \
+        --record experiments/records/prepare.json
 
-Writes `experiments/records/prepare.json`.  The reference is one answer, not the truth: about 2 % of
-its foods are wrong.
+The reference is one answer, not the truth: about 2 % of its foods are wrong.
 """
 
-import datetime
 import json
 import os
-import platform
-import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +17,7 @@ from pathlib import Path
 import polars as pl
 import tyro
 
+from experiments.record import command_line, make_record, write_record
 from recipe_jax.data.recipes import DataError, split_of
 
 TOLERANCE = 0.25
@@ -34,8 +32,8 @@ class Config:
     """Folder that `prepare` wrote."""
     data: Path = Path(os.environ.get("RECIPE_JAX_DATA", "."))
     """Folder of source data, with `recipes/reference_mapping.parquet`."""
-    record: Path = Path("experiments/records/prepare.json")
-    """The file to write."""
+    record: Path | None = None
+    """Write the results to this file."""
 
 
 def agreement(ours: pl.DataFrame, reference: pl.DataFrame) -> dict[str, float | int]:
@@ -87,18 +85,17 @@ def main(config: Config) -> int:
         report = json.loads((config.prepared / "prepare.json").read_text())
     except json.JSONDecodeError as error:
         raise DataError(f"{config.prepared}/prepare.json: not JSON ({error.msg})") from error
-    record = {
-        "command": shlex.join(["python", "-m", "benchmarks.prepare_agreement", *sys.argv[1:]]),
-        "date": datetime.date.today().isoformat(),
-        "device": f"{platform.machine()} CPU, {os.cpu_count()} cores",
+    found = {
         "prepare": {key: value for key, value in report.items() if key != "config"},
         "agreement": agreement(ours, reference),
         "agreement_outside_training": agreement(
             ours.filter(~in_training), reference.filter(~in_training)
         ),
     }
-    config.record.write_text(json.dumps(record, indent=2) + "\n")
-    print(json.dumps({"n": record["agreement"]["num_ndb"], **record["agreement"]}))
+    if config.record is not None:
+        command = command_line("benchmarks.prepare_agreement", config)
+        write_record(config.record, make_record(command, **found))
+    print(json.dumps({"n": found["agreement"]["num_ndb"], **found["agreement"]}))
     return 0
 
 

@@ -338,10 +338,10 @@ def main(flags: Flags) -> int:
         return 2
     print_results(results)
     if flags.record is not None:
-        from experiments.record import make_record, write_record
+        from experiments.record import command_line, make_record, write_record
 
         given = {k: v for k, v in dataclasses.asdict(flags).items() if k not in ("data", "record")}
-        command = "python -m benchmarks.train_step --data DIR"
+        command = command_line("benchmarks.train_step", flags)
         write_record(flags.record, make_record(command, flags=given, **results))
     rates = {name: rate["p50"] for name, rate in results["recipes_per_second"].items()}
     print(

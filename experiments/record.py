@@ -1,5 +1,6 @@
 """Records of what a command measured, on what, with which versions: a number counts with one."""
 
+import dataclasses
 import datetime
 import importlib.metadata
 import json
@@ -7,7 +8,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,39 @@ def make_record(command: str, **results: Any) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
     }
+
+
+def command_line(command: str, flags: Any, *, always: Sequence[str] = ()) -> str:
+    """The command line that does this again, without what is its default anyway.
+
+    Folders outside the project are called DIR, for data, and RUN.
+
+    Args:
+        command: after `python -m`.
+        flags: the dataclass of its flags.
+        always: flags to name whatever their value.
+    """
+    words = [f"python -m {command}"]
+    for field in dataclasses.fields(flags):
+        value = getattr(flags, field.name)
+        known = value == field.default and field.name not in always
+        if known or field.name in ("record", "progress"):
+            continue
+        name = field.name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{'' if value else 'no-'}{name}")
+        else:
+            parts = value if isinstance(value, tuple) else (value,)
+            words.append(f"--{name} {' '.join(_word(field.name, part) for part in parts)}")
+    return " ".join(words)
+
+
+def _word(name: str, value: Any) -> str:
+    if not isinstance(value, Path):
+        return str(value)
+    if name in ("data", "prepared"):
+        return "DIR"
+    return "RUN" if name == "run" or value.is_absolute() else value.as_posix()
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:

@@ -23,6 +23,7 @@ from recipe_jax.batches import Molecules
 from recipe_jax.functional import Params, PureModule, abstract, path_name
 from recipe_jax.layers import positions
 from recipe_jax.models.amounts import AmountsConfig, AmountsModel
+from recipe_jax.models.amounts_ensemble import AmountsEnsemble, AmountsEnsembleConfig
 from recipe_jax.models.autoregressive_amounts import (
     AutoregressiveAmounts,
     AutoregressiveAmountsConfig,
@@ -49,6 +50,7 @@ MODELS: Mapping[str, tuple[type, Callable[..., nnx.Module]]] = types.MappingProx
         "masked_set_generator": (MaskedSetConfig, MaskedSetGenerator),
         "joint_recipes": (JointRecipesConfig, JointRecipes),
         "amounts": (AmountsConfig, AmountsModel),
+        "amounts_ensemble": (AmountsEnsembleConfig, AmountsEnsemble),
         "autoregressive_amounts": (AutoregressiveAmountsConfig, AutoregressiveAmounts),
     }
 )

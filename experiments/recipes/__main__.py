@@ -24,6 +24,7 @@ COMMANDS = {
     "train": "train a generator, a model of amounts, or both in one",
     "evaluate": "score a trained model beside its baselines",
     "ablate": "every variant beside every other, over seeds",
+    "ensemble": "several models of amounts as one",
     "generate": "complete a pantry into recipes with grams",
     "explain": "what drove a choice; substitutes and pairings",
     "publish": "store a trained model small",

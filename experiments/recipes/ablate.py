@@ -21,7 +21,7 @@ from experiments.recipes.ablation_table import Estimate, estimates, markdown_tab
 from experiments.recipes.ablation_variants import VARIANTS
 from experiments.recipes.child_processes import Job, Stopping, core_sets, run_jobs
 from experiments.recipes.prepared import read_prepared
-from experiments.record import make_record, write_record
+from experiments.record import command_line, make_record, write_record
 from recipe_jax.data.foods import replace_file
 
 SHAPE = ("embed_dim", "num_layers", "num_heads", "batch_size")
@@ -182,12 +182,8 @@ def record_of(
     absent: Sequence[str],
 ) -> dict[str, Any]:
     """The table with the circumstances under which it came about."""
-    only = f" --only {' '.join(flags.only)}" if flags.only else ""
-    shape = "".join(f" --{k.replace('_', '-')} {v}" for k, v in flags.shape.items())
     return make_record(
-        "python -m experiments.recipes ablate"
-        + ("" if flags.data is None else " --data DIR")
-        + f" --seeds {flags.seeds} --minutes {flags.minutes:g} --jobs {flags.jobs}{only}{shape}",
+        command_line("experiments.recipes ablate", flags, always=("seeds", "minutes")),
         data=source,
         steps=dict(steps),
         missing=list(absent),

@@ -37,7 +37,7 @@ def calibrate_scales(
     """Parameters whose central 80 % intervals of proportions hold 80 % of the members.
 
     Args:
-        fn: a pure `AmountsModel`.
+        fn: a pure `AmountsModel` or `AmountsEnsemble`.
         params: its parameters.
         molecules: of the foods.
         batches: fully weighed recipes that it did not learn from.
@@ -84,4 +84,9 @@ def _sampled(
 
 
 def _scaled(params: Params, log_factor: Float[np.ndarray, ""] | float) -> Params:
-    return {**params, "scale_bias": params["scale_bias"] + float(log_factor)}
+    """All scales of a model, or of every model of an ensemble, times a factor."""
+
+    def scaled(path: Any, leaf: Any) -> Any:
+        return leaf + float(log_factor) if path[-1].key == "scale_bias" else leaf
+
+    return jax.tree_util.tree_map_with_path(scaled, params)

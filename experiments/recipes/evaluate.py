@@ -33,7 +33,7 @@ from experiments.recipes.scoring import (
     amount_functions,
     completion_score,
 )
-from experiments.record import make_record, write_record
+from experiments.record import command_line, make_record, write_record
 from recipe_jax.huggingface import LoadedModel, load_model
 
 NUM_GENERATED = 1000
@@ -93,15 +93,10 @@ def run(flags: Flags) -> dict[str, Any]:
         for task, table in tables.items():
             print_table(f"{name}: {task}, {flags.split} recipes of {prepared.source}", table)
     if flags.record is not None:
-        command = "python -m experiments.recipes evaluate --checkpoint " + " ".join(
-            map(str, flags.checkpoint)
-        )
-        described = {k: v for k, v in dataclasses.asdict(flags).items() if k not in _PATHS}
-        write_record(flags.record, make_record(command, flags=described, results=results))
+        command = command_line("experiments.recipes evaluate", flags, always=("split", "seed"))
+        found = {"data": prepared.source if flags.data is None else "DIR", "results": results}
+        write_record(flags.record, make_record(command, **found))
     return headline(results)
-
-
-_PATHS = ("checkpoint", "data", "record")
 
 
 def load_checkpoint(

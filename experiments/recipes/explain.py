@@ -18,7 +18,7 @@ from experiments.recipes.completeness import measure_completeness
 from experiments.recipes.evaluate import amount_functions, load_checkpoint, print_table
 from experiments.recipes.generate import PRETRAINED, food_indices
 from experiments.recipes.prepared import Prepared, read_prepared
-from experiments.record import make_record, write_record
+from experiments.record import command_line, make_record, write_record
 from recipe_jax.data.composition import FoodFeatures, read_food_features
 from recipe_jax.explain import (
     ChoiceAttribution,
@@ -281,9 +281,9 @@ def _explain_substitutes(
     best = np.argsort(-found.score, kind="stable")[: flags.top]
     proportions = None
     if (flags.amounts / "config.json").is_file():
-        amounts = load_checkpoint(flags.amounts)
-        if amounts.model_type != "amounts" or amounts.foods != model.foods:
-            raise ValueError(f"{flags.amounts}: no model of amounts of the generator's foods")
+        amounts = load_checkpoint(flags.amounts, kinds=MIXTURES)
+        if amounts.foods != model.foods:
+            raise ValueError(f"{flags.amounts}: the model weighs other foods than the generator's")
         proportions, _ = amount_functions(amounts, num_samples=1, seed=0)
     effects = replacement_effects(
         *_pure(model),
@@ -385,10 +385,7 @@ def _measure(flags: Flags) -> dict[str, Any]:
     )
     print_table(f"completeness error, test choices of {prepared.source}", results)
     if flags.record is not None:
-        command = (
-            f"python -m experiments.recipes explain --measure {flags.measure} "
-            f"--checkpoint {flags.checkpoint} --num-orders {flags.num_orders} --seed {flags.seed}"
-        ) + ("" if flags.data is None else " --data DIR")
+        command = command_line("experiments.recipes explain", flags, always=("num_orders", "seed"))
         write_record(flags.record, make_record(command, data=prepared.source, results=results))
     worst = max(results.values(), key=lambda result: result["completeness_error_p99"])
     return {**worst, **results}

@@ -21,7 +21,8 @@ from recipe_jax.models.simplex import geometric_mean, member_mask, proportions
 from recipe_jax.set_likelihood import completion_log_likelihoods
 from recipe_jax.set_probabilities import next_food_probabilities
 
-AMOUNT_MODELS = ("amounts", "autoregressive_amounts", "joint_recipes")
+MIXTURES = ("amounts", "amounts_ensemble")
+AMOUNT_MODELS = (*MIXTURES, "autoregressive_amounts", "joint_recipes")
 """Model types that weigh given foods."""
 
 LIKELIHOOD_MODELS = ("ingredient_generator", "encoder_decoder_generator", "joint_recipes")
@@ -120,7 +121,7 @@ def amount_functions(
         foods: Int32[np.ndarray, "b m"], lengths: Int32[np.ndarray, "b"]
     ) -> Float[np.ndarray, "b m"]:
         members = member_mask(jnp.asarray(lengths), foods.shape[1])
-        if model.model_type == "amounts":
+        if model.model_type in MIXTURES:
             found = _mixture(model.fn, model.params, model.molecules, foods, lengths)
             return np.asarray(proportions(amounts.mean_log_ratios(found), members))
         return np.asarray(geometric_mean(jnp.asarray(sample(foods, lengths)), members))
@@ -139,7 +140,7 @@ def _sampler(model: LoadedModel, num_samples: int) -> Callable[..., Any]:
         return lambda foods, lengths, key: autoregressive_amounts.sample_proportions(
             *parts, jnp.asarray(foods), jnp.asarray(lengths), key, num_samples=num_samples
         )
-    if model.model_type != "amounts":
+    if model.model_type not in MIXTURES:
         raise ValueError(f"model_type={model.model_type!r} must be one of {AMOUNT_MODELS}")
     return lambda foods, lengths, key: amounts.sample_proportions(
         _mixture(*parts, foods, lengths), jnp.asarray(lengths), key, num_samples=num_samples

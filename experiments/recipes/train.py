@@ -3,7 +3,6 @@
 Receipt: see experiments/README.md for the commands, times and metrics of the committed runs.
 """
 
-import dataclasses
 import functools
 import json
 from collections.abc import Iterable
@@ -22,7 +21,7 @@ from experiments.recipes.generator_tasks import (
 from experiments.recipes.model_card import model_card
 from experiments.recipes.prepared import Prepared, read_prepared
 from experiments.recipes.tasks import MAX_FOODS, Flags, Task, make_setting
-from experiments.record import make_record, write_record
+from experiments.record import command_line, make_record, write_record
 from recipe_jax.batches import RecipeBatch
 from recipe_jax.data.batching import recipe_batches
 from recipe_jax.functional import PureModule, abstract, num_parameters
@@ -78,7 +77,7 @@ def run(flags: Flags, prepared: Prepared | None = None) -> dict[str, Any]:
     )
     rows = [json.loads(line) for line in (flags.run / "metrics.jsonl").read_text().splitlines()]
     record = make_record(
-        command_of(flags),
+        command_line("experiments.recipes train", flags, always=("model",)),
         config={**to_json(flags), "data": "DIR" if flags.data else prepared.source, "run": "RUN"},
         model_config=to_json(task.cfg),
         num_recipes=len(task.training),
@@ -87,22 +86,6 @@ def run(flags: Flags, prepared: Prepared | None = None) -> dict[str, Any]:
     )
     write_record(flags.run / "record.json", record)
     return headline
-
-
-def command_of(flags: Flags) -> str:
-    """The command line that trains this again; folders are called DIR and RUN."""
-    words = ["python -m experiments.recipes train --model", flags.model]
-    words += [] if flags.data is None else ["--data DIR"]
-    for field in dataclasses.fields(flags):
-        value = getattr(flags, field.name)
-        name = field.name.replace("_", "-")
-        if value == field.default or field.name in ("model", "data", "run", "progress"):
-            continue
-        if isinstance(value, bool):
-            words.append(f"--{'' if value else 'no-'}{name}")
-        else:
-            words.append(f"--{name} {' '.join(value) if isinstance(value, tuple) else value}")
-    return " ".join([*words, "--run RUN"])
 
 
 class Training(NamedTuple):

@@ -11,6 +11,7 @@ from experiments.recipes.drawing import GENERATORS, draw_sets, make_constraint
 from experiments.recipes.evaluate import load_checkpoint
 from experiments.recipes.prepared import molecules_of
 from experiments.recipes.scoring import (
+    AMOUNT_MODELS,
     LIKELIHOOD_MODELS,
     amount_functions,
     completion_score,
@@ -21,6 +22,8 @@ from recipe_jax.diets import check
 from recipe_jax.functional import abstract
 from recipe_jax.huggingface import MODELS, make_module, save_model
 from recipe_jax.layers.transformer import TransformerConfig
+from recipe_jax.models.amounts import AmountsConfig
+from recipe_jax.models.amounts_ensemble import AmountsEnsembleConfig
 from recipe_jax.models.food_embedding import FoodEmbeddingConfig
 from recipe_jax.set_likelihood import completion_log_likelihoods
 
@@ -40,7 +43,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "transformer": TransformerConfig(num_layers=1, embed_dim=8, num_heads=1),
     }
     for name, (config, _) in MODELS.items():
-        cfg = config(**shape)
+        cfg = (
+            AmountsEnsembleConfig(model=AmountsConfig(**shape), num_models=2)
+            if config is AmountsEnsembleConfig
+            else config(**shape)
+        )
         _, shapes = abstract(lambda name=name, cfg=cfg: make_module(name, cfg))
         rng = np.random.default_rng(0)
         params = jax.tree.map(lambda x, rng=rng: rng.normal(size=x.shape) / 4, shapes)
@@ -157,7 +164,7 @@ def test_the_best_candidates_are_ranked_by_the_sets_they_complete(
         np.testing.assert_array_equal(ranked[row, others], plain[row, others])
 
 
-@pytest.mark.parametrize("name", ["amounts", "autoregressive_amounts", "joint_recipes"])
+@pytest.mark.parametrize("name", AMOUNT_MODELS)
 def test_any_model_of_amounts_gives_proportions(name: str, folders: dict[str, Path]):
     model = load_checkpoint(folders[name])
     predict, sample = amount_functions(model, num_samples=400, seed=0)

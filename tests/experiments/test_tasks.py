@@ -15,7 +15,8 @@ from tolerances import assert_close
 from experiments.recipes.model_card import model_card
 from experiments.recipes.prepared import read_prepared
 from experiments.recipes.tasks import Flags, weighed_batches
-from experiments.recipes.train import TASKS, command_of, make_task
+from experiments.recipes.train import TASKS, make_task
+from experiments.record import command_line
 from recipe_jax.batches import RecipeBatch
 from recipe_jax.layers.positions import Alibi, Learned, NoPositions, Rope, Sinusoidal
 from recipe_jax.models.joint_recipes import JointLogits
@@ -149,7 +150,7 @@ def test_a_records_command_trains_the_same_again(tmp_path: Path):
         minutes=2.5,
         progress=False,
     )
-    command = command_of(flags)
+    command = command_line("experiments.recipes train", flags, always=("model",))
     assert str(tmp_path) not in command
     words = command.split()[4:]
     found = tyro.cli(Flags, args=words)
