@@ -15,9 +15,10 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.recipes.completeness import measure_completeness
-from experiments.recipes.evaluate import amount_functions, load_checkpoint, print_table
+from experiments.recipes.evaluate import load_checkpoint, print_table
 from experiments.recipes.generate import PRETRAINED, food_indices
 from experiments.recipes.prepared import Prepared, read_prepared
+from experiments.recipes.scoring import MIXTURES, amount_functions
 from experiments.record import command_line, make_record, write_record
 from recipe_jax.data.composition import FoodFeatures, read_food_features
 from recipe_jax.explain import (
