@@ -89,7 +89,8 @@ def run(flags: Flags) -> dict[str, Any]:
     if not finished:
         reason = next(iter(failed.values()), "stopped before the first run ended")
         raise ValueError(f"{flags.run}: no run is finished: {reason}")
-    found = estimates(json.loads(scores_of(flags, *one).read_text()) for one in finished)
+    done = [json.loads(scores_of(flags, *one).read_text()) for one in finished]
+    found = estimates(done)
     table = markdown_table(found)
     replace_file(flags.run / "table.md", table.encode())
     Console(stderr=True).print(Markdown(table))
@@ -97,7 +98,7 @@ def run(flags: Flags) -> dict[str, Any]:
     if absent:
         print(f"missing: {', '.join(absent)}", file=sys.stderr)
     if flags.record is not None:
-        write_record(flags.record, record_of(flags, source, steps, found, absent))
+        write_record(flags.record, record_of(flags, source, steps, found, absent, done))
     return {
         "n": len(finished),
         "missing": absent,
@@ -180,8 +181,9 @@ def record_of(
     steps: Mapping[str, int],
     found: Mapping[str, Mapping[str, Estimate]],
     absent: Sequence[str],
+    runs: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """The table with the circumstances under which it came about."""
+    """The table, and the runs that it sums up, with the circumstances under which it came about."""
     return make_record(
         command_line("experiments.recipes ablate", flags, always=("seeds", "minutes")),
         data=source,
@@ -191,6 +193,7 @@ def record_of(
             row: {metric: value._asdict() for metric, value in values.items()}
             for row, values in found.items()
         },
+        runs=list(runs),
     )
 
 

@@ -160,7 +160,8 @@ def test_a_variant_is_timed_trained_scored_and_never_done_twice(
     assert printed["means"]["base"] == scores["scores"][""]
     config = json.loads((run / "base-0" / "model" / "config.json").read_text())["config"]
     assert not config["pairs"] and config["embedding"]["embed_dim"] == 8
-    assert json.loads(record.read_text())["results"]["base"]["mrr"]["half"] is None
+    written = json.loads(record.read_text())
+    assert written["results"]["base"]["mrr"]["half"] is None and written["runs"] == [scores]
     assert (run / "table.md").read_text().splitlines()[2].startswith("| base | decoder alone")
     # A finished run and its plan stay as they are.
     (run / "base-0" / "scores.json").write_text(json.dumps(scores | {"step": -7}))
