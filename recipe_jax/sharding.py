@@ -36,6 +36,7 @@ DEFAULT_RULES: Rules = MappingProxyType(
         "levels": None,
         "layers": None,
         "components": None,
+        "models": None,
     }
 )
 """Logical axis -> mesh axis; None is never sharded."""

@@ -5,6 +5,8 @@ import os
 # Before the first import of jax: the device count is read once, when the backend starts.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+# Tests run side by side; scikit-learn's threads, which spin while they wait, would fight for cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import jax
 import pytest

@@ -25,6 +25,7 @@ from recipe_jax.huggingface import (
 from recipe_jax.layers.positions import Learned, LinearScaling, NoPositions, Rope
 from recipe_jax.layers.transformer import TransformerConfig
 from recipe_jax.models.amounts import AmountsConfig
+from recipe_jax.models.amounts_ensemble import AmountsEnsembleConfig
 from recipe_jax.models.autoregressive_amounts import AutoregressiveAmountsConfig
 from recipe_jax.models.encoder_decoder_generator import EncoderDecoderConfig
 from recipe_jax.models.food_embedding import FoodEmbeddingConfig
@@ -108,12 +109,14 @@ def test_a_configuration_survives_json_with_its_positions(positions: NoPositions
 # Values that differ from the defaults, nested ones too: a lost one would show.
 SHAPE = {name: getattr(config(), name) for name in ("embedding", "transformer", "max_foods")}
 BINS = GramBins(num_bins=7, min_grams=0.5, max_grams=90.0)
+AMOUNTS = AmountsConfig(**SHAPE, num_components=3, mean_weight=0.5)
 CONFIGS = {
     "ingredient_generator": GeneratorConfig(**SHAPE),
     "encoder_decoder_generator": EncoderDecoderConfig(**SHAPE, encoder_layers=1),
     "masked_set_generator": MaskedSetConfig(**SHAPE),
     "joint_recipes": JointRecipesConfig(**SHAPE, bins=BINS, hidden_rate=0.5),
-    "amounts": AmountsConfig(**SHAPE, num_components=3, mean_weight=0.5),
+    "amounts": AMOUNTS,
+    "amounts_ensemble": AmountsEnsembleConfig(model=AMOUNTS, num_models=2),
     "autoregressive_amounts": AutoregressiveAmountsConfig(**SHAPE, bins=BINS, num_decoder_layers=1),
 }
 

@@ -50,7 +50,7 @@ def run(flags: Flags) -> dict[str, Any]:
     check_alike(flags.checkpoint, models)
     cfg = AmountsEnsembleConfig(model=models[0].cfg, num_models=len(models))
     fn, shapes = abstract(lambda: make_module("amounts_ensemble", cfg))
-    params = {"models": {i: model.params for i, model in enumerate(models)}}
+    params = {"models": jax.tree.map(lambda *leaves: np.stack(leaves), *(m.params for m in models))}
     if tree_structure(params) != tree_structure(shapes):
         raise RuntimeError("an ensemble's parameters are not those of its models")
     task = train.make_task(train.Flags(model="amounts", seed=flags.seed), prepared)

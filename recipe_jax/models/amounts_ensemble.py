@@ -9,9 +9,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Int, PRNGKeyArray
+from jaxtyping import Array, Float32, Int, PRNGKeyArray
 
 from recipe_jax.batches import Molecules
+from recipe_jax.functional import Params, abstract, purify, stack
 from recipe_jax.layers.attention import Attend, dot_product_attention
 from recipe_jax.models.amounts import AmountsConfig, AmountsModel, Mixture
 from recipe_jax.models.food_embedding import FoodEmbeddingConfig
@@ -47,6 +48,8 @@ class AmountsEnsembleConfig:
 class AmountsEnsemble(nnx.Module):
     """From a set of foods to the mixture of all models' mixtures, each with the same weight.
 
+    The models' parameters are stacked along a leading axis "models", and one is compiled for all.
+
     Args:
         cfg: its shape.
         attend: the reference or a kernel of the same signature.
@@ -60,10 +63,9 @@ class AmountsEnsemble(nnx.Module):
         attend: Attend = dot_product_attention,
         rngs: nnx.Rngs,
     ):
-        self.cfg = cfg
-        self.models = nnx.List(
-            [AmountsModel(cfg.model, attend=attend, rngs=rngs) for _ in range(cfg.num_models)]
-        )
+        self.cfg, self.attend = cfg, attend
+        keys = jax.random.split(rngs.params(), cfg.num_models)
+        self.models = stack(self._make_model, keys, axis="models")
 
     def __call__(
         self,
@@ -81,11 +83,24 @@ class AmountsEnsemble(nnx.Module):
             lengths: members per set.
             key: random key for dropout; None in evaluation.
         """
-        count = self.cfg.num_models
-        keys = [None] * count if key is None else list(jax.random.split(key, count))
-        found = [
-            model(molecules, foods, lengths, key=own)
-            for model, own in zip(self.models, keys, strict=True)
-        ]
-        together = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *found)
-        return together._replace(log_weights=together.log_weights - jnp.log(float(count)))
+        _, params = purify(self.models)
+        fn, _ = abstract(lambda: self._make_model(jax.random.key(0)))
+
+        def one(model: tuple[Params, jax.Array | None]) -> Mixture:
+            params, key = model
+            return fn.bind(params)(molecules, foods, lengths, key=key)
+
+        keys = None if key is None else jax.random.split(key, self.cfg.num_models)
+        found = jax.lax.map(one, (params, keys))
+        together = jax.tree.map(_join_components, found)
+        count = float(self.cfg.num_models)
+        return together._replace(log_weights=together.log_weights - jnp.log(count))
+
+    def _make_model(self, key: jax.Array) -> AmountsModel:
+        return AmountsModel(self.cfg.model, attend=self.attend, rngs=nnx.Rngs(key))
+
+
+def _join_components(parts: Float32[Array, "j b n ..."]) -> Float32[Array, "b j_times_n ..."]:
+    """The components of all models, those of the first before those of the second."""
+    models, sets, components, *rest = parts.shape
+    return jnp.moveaxis(parts, 0, 1).reshape(sets, models * components, *rest)

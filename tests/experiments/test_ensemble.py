@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from command_line import TINY, headline, refused
@@ -36,11 +35,11 @@ def test_two_runs_become_one_calibrated_model(runs: Path, capsys: pytest.Capture
     assert printed["log_ratio_error"] < worst
     model, first = load_checkpoint(out), load_checkpoint(runs / "a")
     assert model.model_type == "amounts_ensemble"
-    kept, alone = model.params["models"][0], first.params
-    np.testing.assert_array_equal(kept["mean_weight"], alone["mean_weight"])
+    kept, alone = model.params["models"], first.params
+    np.testing.assert_array_equal(kept["mean_weight"][0], alone["mean_weight"])
     # One factor for all scales of all models, found on validation recipes.
     moved = [
-        np.asarray(model.params["models"][i]["scale_bias"])
+        np.asarray(kept["scale_bias"][i])
         - np.asarray(load_checkpoint(runs / name).params["scale_bias"])
         for i, name in enumerate("ab")
     ]
@@ -50,7 +49,6 @@ def test_two_runs_become_one_calibrated_model(runs: Path, capsys: pytest.Capture
     assert record["log_ratio_error"] == printed["log_ratio_error"]
     pantry = ["generate", "--pantry", "tomato", "basil", "--amounts", out]
     assert headline(capsys, *pantry)["recipes"]
-    assert len(jax.tree.leaves(model.params)) == 2 * len(jax.tree.leaves(alone))
 
 
 @pytest.mark.parametrize(
