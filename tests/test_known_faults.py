@@ -248,7 +248,7 @@ def test_a_model_that_samples_badly_scores_badly_however_well_it_predicts_real_r
 ):
     perfect = {"recall_at_10": 1.0, "mrr": 1.0}
     pepper = np.full((40, 5), sample.foods.index("black pepper"), np.int32)
-    monkeypatch.setattr(evaluate, "evaluate_completion", lambda *_: perfect)
+    monkeypatch.setattr(evaluate, "evaluate_completion", lambda *_, **__: perfect)
     monkeypatch.setattr(evaluate, "generate_sets", lambda *given, **options: pepper)
     # Classifiers take long and have tests of their own.
     monkeypatch.setattr(generation_quality, "two_sample_auc", lambda *_, **__: (1.0, [1.0, 1.0]))

@@ -13,6 +13,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Float, Int32, Int64
+from rich.console import Console
+from rich.progress import track
 
 from recipe_jax.data.recipes import DataError, RecipeSets
 from recipe_jax.metrics import (
@@ -92,16 +94,28 @@ def completion_queries(recipes: RecipeSets, *, num_foods: int, seed: int = 0) ->
 
 
 def completion_ranks(
-    score: ScoreFn, queries: CompletionQueries, *, batch_size: int = 256
+    score: ScoreFn,
+    queries: CompletionQueries,
+    *,
+    batch_size: int = 256,
+    about: str | None = None,
 ) -> Float[np.ndarray, "n"]:
     """The rank of each query's hidden food among all foods not given; ties take the mid-rank.
+
+    Args:
+        score: scores every food for each set.
+        queries: what is asked.
+        batch_size: queries at a time.
+        about: the name of a progress bar; none is shown if it has no name.
 
     Raises:
         ValueError: scores of another shape than `[b v]`, or NaN.
     """
     given, lengths = queries.padded()
     ranks = []
-    for start in range(0, len(queries), batch_size):
+    starts = range(0, len(queries), batch_size)
+    console = Console(stderr=True)
+    for start in track(starts, about or "", console=console, transient=True, disable=about is None):
         rows = slice(start, start + batch_size)
         scores = np.asarray(score(given[rows], lengths[rows]))
         expected = (len(given[rows]), queries.num_foods)
@@ -113,10 +127,14 @@ def completion_ranks(
 
 
 def evaluate_completion(
-    score: ScoreFn, queries: CompletionQueries, *, batch_size: int = 256
+    score: ScoreFn,
+    queries: CompletionQueries,
+    *,
+    batch_size: int = 256,
+    about: str | None = None,
 ) -> dict[str, Any]:
     """Recall at 1 and 10, NDCG at 10 and MRR, each with its 95 % t interval over queries."""
-    ranks = completion_ranks(score, queries, batch_size=batch_size)
+    ranks = completion_ranks(score, queries, batch_size=batch_size, about=about)
     values = {
         "recall_at_1": recall_at_k(ranks, 1),
         "recall_at_10": recall_at_k(ranks, 10),

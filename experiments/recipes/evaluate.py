@@ -145,7 +145,7 @@ def evaluate_generator(model: LoadedModel, prepared: Prepared, flags: Flags) -> 
             num_candidates=num_candidates,
             seed=flags.seed,
         )
-        completion[name] = evaluate_completion(score, queries)
+        completion[name] = evaluate_completion(score, queries, about=f"completion, {name}")
     if flags.baselines:
         cfg = BaselineConfig(data=Path(), split=flags.split, seed=flags.seed)
         completion |= completion_table(prepared.sets, cfg, num_foods=num_foods)[0]
