@@ -186,7 +186,7 @@ def record_of(
     """The table, and the runs that it sums up, with the circumstances under which it came about."""
     return make_record(
         command_line("experiments.recipes ablate", flags, always=("seeds", "minutes")),
-        data=source,
+        data="DIR" if flags.data else source,
         steps=dict(steps),
         missing=list(absent),
         results={

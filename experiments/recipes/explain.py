@@ -387,7 +387,8 @@ def _measure(flags: Flags) -> dict[str, Any]:
     print_table(f"completeness error, test choices of {prepared.source}", results)
     if flags.record is not None:
         command = command_line("experiments.recipes explain", flags, always=("num_orders", "seed"))
-        write_record(flags.record, make_record(command, data=prepared.source, results=results))
+        source = "DIR" if flags.data else prepared.source
+        write_record(flags.record, make_record(command, data=source, results=results))
     worst = max(results.values(), key=lambda result: result["completeness_error_p99"])
     return {**worst, **results}
 
