@@ -19,7 +19,8 @@ def orbax_silenced() -> Iterator[None]:
     """Drop what Orbax prints from its background threads and abandoned coroutines.
 
     A disk that fills up makes it log the same error five times with tracebacks, and each unfinished
-    read or write report itself as it is collected.  Messages of other libraries pass.
+    read or write report itself as it is collected.  Messages of other libraries pass, but for the
+    warning that a coroutine was never awaited, which does not say whose it was.
     """
     previous = sys.unraisablehook
 
