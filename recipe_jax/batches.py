@@ -37,3 +37,37 @@ class Molecules(NamedTuple):
     observed: Float32[AnyArray, "v c"]
     flavour: Float32[AnyArray, "v a"]
     has_flavour: Float32[AnyArray, "v"]
+
+
+class TokenBatch(NamedTuple):
+    """Rows of tokens, each of one sequence or of several packed one after the other.
+
+    Attributes:
+        tokens: index into the vocabulary; anything at padding.
+        segments: number of the sequence within its row, from 1; 0 at padding, which is last.
+        positions: place of each token in its sequence, from 0.
+        weights: what predicting the token, from those before it in its sequence, counts in the
+            loss: 0 for a sequence's first token, at padding, and for prompts that are not learned.
+    """
+
+    tokens: Int32[AnyArray, "b t"]
+    segments: Int32[AnyArray, "b t"]
+    positions: Int32[AnyArray, "b t"]
+    weights: Float32[AnyArray, "b t"]
+
+
+class SequencePairBatch(NamedTuple):
+    """Pairs of sequences, each padded on the right with any token.
+
+    Attributes:
+        source: what is read.
+        source_lengths: real tokens of each source, at least one.
+        target: what is to be written; its first token begins every target, its last real one ends
+            it.
+        target_lengths: real tokens of each target, both of these included.
+    """
+
+    source: Int32[AnyArray, "b s"]
+    source_lengths: Int32[AnyArray, "b"]
+    target: Int32[AnyArray, "b t"]
+    target_lengths: Int32[AnyArray, "b"]

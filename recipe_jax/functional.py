@@ -174,6 +174,16 @@ def num_parameters(params: Mapping[Any, Any]) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
+def flat_params(params: Mapping[Any, Any]) -> dict[Path, Any]:
+    """Path -> leaf of a nested dict, such as parameters, their shapes or their axes."""
+    return dict(_flatten(params))
+
+
+def nested_params(leaves: Mapping[Path, Any]) -> Params:
+    """The inverse of `flat_params`."""
+    return _nest(iter(leaves.items()))
+
+
 def path_name(path: Path, separator: str = "/") -> str:
     """A path as one string, such as `decoder/0/kernel`."""
     return separator.join(map(str, path))

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +11,25 @@ from jaxtyping import Array, Float, Float32, Int, PRNGKeyArray
 
 from recipe_jax.layers.dropout import check_rate, dropout
 from recipe_jax.layers.initializers import FanInitializer, lecun_normal, zeros
+from recipe_jax.layers.key_value_cache import (
+    KeyValueCache,
+    append,
+    empty_key_value_cache,
+    fill,
+    heads_of,
+)
+from recipe_jax.layers.low_rank import Adapter, LowRank, Target, make_adapter
 from recipe_jax.layers.masks import Mask
 from recipe_jax.layers.norms import RMSNorm
 from recipe_jax.layers.parameters import parameter
 from recipe_jax.layers.positions import NoPositions, alibi_bias
+from recipe_jax.layers.products import project
 
 Attend: TypeAlias = Callable[..., jax.Array]
 """A function with the signature of `dot_product_attention`: the reference or a fused kernel."""
+
+AttentionBias: TypeAlias = Literal["none", "qkv", "attention", "all"]
+"""Which projections add a bias: those into heads, these and the one back, or all of a block."""
 
 _NO_MASK = Mask()
 _CAUSAL = Mask(causal=True)
@@ -67,9 +79,10 @@ def dot_product_attention(
     (b, t, h, d), (s, k) = query.shape, value.shape[1:3]
     if not mask.allows_all:
         value = _blank_unread(value, mask.to_dense(t, s).any(axis=(1, 2)))
-    grouped = weights.astype(value.dtype).reshape(b, k, h // k, t, s)
-    attended = jnp.einsum("bkgts,bskd->btkgd", grouped, value, preferred_element_type=jnp.float32)
-    return attended.reshape(b, t, h, d).astype(value.dtype)
+    # Queries of one key head lie together: one product of two matrices, in the gradients too.
+    grouped = weights.astype(value.dtype).reshape(b, k, h // k * t, s)
+    attended = jnp.einsum("bkgs,bskd->bkgd", grouped, value, preferred_element_type=jnp.float32)
+    return attended.reshape(b, h, t, d).swapaxes(1, 2).astype(value.dtype)
 
 
 def attention_weights(
@@ -96,8 +109,8 @@ def attention_weights(
         # Where NaN meets a zero gradient the product is NaN: padding must not reach a matmul.
         query = _blank_unread(query, allowed.any(axis=(1, 3)))
         key = _blank_unread(key, allowed.any(axis=(1, 2)))
-    grouped = query.reshape(b, t, k, h // k, d)
-    logits = jnp.einsum("btkgd,bskd->bkgts", grouped, key, preferred_element_type=jnp.float32)
+    grouped = query.swapaxes(1, 2).reshape(b, k, h // k * t, d)
+    logits = jnp.einsum("bkgd,bskd->bkgs", grouped, key, preferred_element_type=jnp.float32)
     logits = logits.reshape(b, h, t, s) * (d**-0.5 if scale is None else scale)
     if softcap is not None:
         logits = softcap * jnp.tanh(logits / softcap)
@@ -107,8 +120,11 @@ def attention_weights(
         logits += bias.astype(jnp.float32)
     if allowed is None:
         return jax.nn.softmax(logits, axis=-1)
-    weights = jax.nn.softmax(jnp.where(allowed, logits, jnp.finfo(jnp.float32).min), axis=-1)
-    return jnp.where(allowed, weights, 0.0)
+    logits = jnp.where(allowed, logits, jnp.finfo(jnp.float32).min)
+    highest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    shares = jnp.exp(logits - highest)
+    reads = allowed.any(axis=-1, keepdims=True)
+    return shares * jnp.where(reads, 1.0 / shares.sum(axis=-1, keepdims=True), 0.0)
 
 
 def attention_entropy(weights: Float[Array, "b h t s"]) -> Float32[Array, "b h t"]:
@@ -120,20 +136,6 @@ def check_heads(num_heads: int, num_kv_heads: int) -> None:
     """Refuse query heads that cannot be shared out evenly over the key/value heads."""
     if num_kv_heads < 1 or num_heads < 1 or num_heads % num_kv_heads:
         raise ValueError(f"num_heads={num_heads} must be a multiple of num_kv_heads={num_kv_heads}")
-
-
-class KeyValueCache(NamedTuple):
-    """Keys and values of the tokens read so far, in arrays of a fixed size.
-
-    Attributes:
-        keys: heads as they are compared with queries: normalized and rotated.
-        values: heads as they are averaged.
-        lengths: how many positions of each row are filled.
-    """
-
-    keys: Float[Array, "b s k d"]
-    values: Float[Array, "b s k d"]
-    lengths: Int[Array, "b"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -151,8 +153,9 @@ class AttentionConfig:
         qk_norm: whether query and key heads are RMS-normalized (Henry et al. 2020,
             arXiv:2010.04245, in the form of Qwen3).
         softcap: bound of the logits; None for none.
-        bias: which projections add a bias.
+        bias: which projections add a bias; "attention" and "all" are the same here.
         norm_eps: added to the mean square in `qk_norm`.
+        adapters: low-rank corrections of the projections; None for none.
     """
 
     embed_dim: int
@@ -163,8 +166,9 @@ class AttentionConfig:
     dropout_rate: float = 0.0
     qk_norm: bool = False
     softcap: float | None = None
-    bias: Literal["none", "qkv", "all"] = "none"
+    bias: AttentionBias = "none"
     norm_eps: float = 1e-6
+    adapters: LowRank | None = None
 
     def __post_init__(self) -> None:
         check_heads(self.num_heads, self.kv_heads)
@@ -175,6 +179,8 @@ class AttentionConfig:
             )
         if self.softcap is not None and self.softcap <= 0:
             raise ValueError(f"softcap={self.softcap} must be positive; None for no cap")
+        if self.bias not in get_args(AttentionBias):
+            raise ValueError(f"bias={self.bias!r} must be one of {get_args(AttentionBias)}")
         check_rate(self.dropout_rate)
 
     @property
@@ -229,7 +235,16 @@ class Attention(nnx.Module):
         self.query_bias = bias(into_heads, (h, d), "heads", "head_dim")
         self.key_bias = bias(into_heads, (k, d), "kv_heads", "head_dim")
         self.value_bias = bias(into_heads, (k, d), "kv_heads", "head_dim")
-        self.output_bias = bias(cfg.bias == "all", (e,), "embed")
+        self.output_bias = bias(cfg.bias in ("attention", "all"), (e,), "embed")
+
+        def adapter(target: Target, weight: nnx.Param[Any], split: int) -> Adapter | None:
+            shape, axes = weight.shape, weight.get_metadata("axes")
+            return make_adapter(cfg.adapters, target, shape[:split], shape[split:], axes, rngs)
+
+        self.query_adapter = adapter("query", self.query, 1)
+        self.key_adapter = adapter("key", self.key, 1)
+        self.value_adapter = adapter("value", self.value, 1)
+        self.output_adapter = adapter("output", self.output, 2)
 
         def norm() -> RMSNorm | None:
             return RMSNorm(d, eps=cfg.norm_eps, axis="head_dim", rngs=rngs) if cfg.qk_norm else None
@@ -285,6 +300,7 @@ class Attention(nnx.Module):
         cache: KeyValueCache,
         *,
         mask: Mask = _CAUSAL,
+        layer: Int[Array, ""] | None = None,
     ) -> tuple[Float[Array, "b t e"], KeyValueCache]:
         """Attend from new tokens to those in the cache and to the new ones before them.
 
@@ -295,42 +311,44 @@ class Attention(nnx.Module):
             mask: of new tokens against cached positions, counted from the first; `query_lengths`
                 are the numbers of real tokens in `x`, the rest is padding that later tokens
                 overwrite.
+            layer: which layer this is, where the cache holds keys and values of all of a stack.
 
         Returns:
             Outputs for the new tokens, and the cache with them.
         """
-        t, capacity = x.shape[1], cache.keys.shape[1]
-        indices = cache.lengths[:, None] + jnp.arange(t)[None]
+        (b, t, _), capacity = x.shape, cache.capacity
+        read = cache.lengths
+        indices = read[:, None] + jnp.arange(t)[None]
         keys, values = self._key_value_heads(x, indices)
-        keys = _write(cache.keys, keys, cache.lengths)
-        values = _write(cache.values, values, cache.lengths)
+        added = jnp.full(b, t) if mask.query_lengths is None else mask.query_lengths
+        cache = append(cache, keys, values, added.astype(jnp.int32), layer)
         slopes = self.positions.slopes(self.cfg.num_heads)
-        bias = None
+        # The mask as a bias: a cache holds no NaN, so nothing needs to be blanked, which would be
+        # one more copy of all keys and values for every token.
+        allowed = mask.to_dense(t, capacity, offsets=read)
+        bias = jnp.zeros((1, 1, 1, 1))
         if slopes is not None:
             bias = alibi_bias(slopes, indices, jnp.arange(capacity)[None])
+        bias = jnp.where(allowed, bias, jnp.finfo(jnp.float32).min)
         attended = self.attend(
             self._query_heads(x, indices),
-            keys,
-            values,
-            mask=Mask(dense=mask.to_dense(t, capacity, offsets=cache.lengths)),
+            *heads_of(cache, layer),
             bias=bias,
             softcap=self.cfg.softcap,
         )
-        added = t if mask.query_lengths is None else mask.query_lengths
-        return self._project_back(attended), KeyValueCache(keys, values, cache.lengths + added)
+        return self._project_back(attended), cache
 
     def empty_cache(
         self, batch_size: int, capacity: int, dtype: jnp.dtype = _FLOAT32
     ) -> KeyValueCache:
         """A cache for `decode` that holds no token yet and has room for `capacity`."""
-        shape = (batch_size, capacity, self.cfg.kv_heads, self.cfg.head_width)
-        empty = jnp.zeros(shape, dtype)
-        return KeyValueCache(empty, empty, jnp.zeros(batch_size, jnp.int32))
+        return empty_key_value_cache(
+            batch_size, capacity, self.cfg.kv_heads, self.cfg.head_width, dtype
+        )
 
     def read(self, context: Float[Array, "b s c"]) -> KeyValueCache:
         """Keys and values of a context, to be computed once and attended to many times."""
-        keys, values = self._key_value_heads(context, None)
-        return KeyValueCache(keys, values, jnp.full(context.shape[0], context.shape[1], jnp.int32))
+        return fill(*self._key_value_heads(context, None))
 
     def _heads(
         self,
@@ -341,7 +359,7 @@ class Attention(nnx.Module):
         """Query, key and value heads, and the arguments that bring positions into the logits."""
         if context is not None:
             memory = context if isinstance(context, KeyValueCache) else self.read(context)
-            return self._query_heads(x, None), memory.keys, memory.values, {}
+            return self._query_heads(x, None), *heads_of(memory), {}
         positions = jnp.arange(x.shape[1])[None] if indices is None else indices
         keys, values = self._key_value_heads(x, positions)
         slopes = self.positions.slopes(self.cfg.num_heads)
@@ -353,7 +371,7 @@ class Attention(nnx.Module):
     def _query_heads(
         self, x: Float[Array, "b t e"], indices: Int[Array, "#b t"] | None
     ) -> Float[Array, "b t h d"]:
-        heads = _project("bte,ehd->bthd", x, self.query, self.query_bias)
+        heads = _project(x, self.query, self.query_bias, self.query_adapter)
         if self.query_norm is not None:
             heads = self.query_norm(heads)
         return heads if indices is None else self.positions.rotate(heads, indices)
@@ -361,34 +379,31 @@ class Attention(nnx.Module):
     def _key_value_heads(
         self, x: Float[Array, "b s c"], indices: Int[Array, "#b s"] | None
     ) -> tuple[Float[Array, "b s k d"], Float[Array, "b s k d"]]:
-        keys = _project("bse,ekd->bskd", x, self.key, self.key_bias)
+        keys = _project(x, self.key, self.key_bias, self.key_adapter)
         if self.key_norm is not None:
             keys = self.key_norm(keys)
         if indices is not None:
             keys = self.positions.rotate(keys, indices)
-        return keys, _project("bse,ekd->bskd", x, self.value, self.value_bias)
+        return keys, _project(x, self.value, self.value_bias, self.value_adapter)
 
     def _project_back(self, heads: Float[Array, "b t h d"]) -> Float[Array, "b t e"]:
-        return _project("bthd,hde->bte", heads, self.output, self.output_bias)
+        return _project(heads, self.output, self.output_bias, self.output_adapter, num_summed=2)
 
 
 def _project(
-    spec: str, x: jax.Array, weight: nnx.Param[Any], bias: nnx.Param[Any] | None
+    x: jax.Array,
+    weight: nnx.Param[Any],
+    bias: nnx.Param[Any] | None,
+    adapter: Adapter | None,
+    *,
+    num_summed: int = 1,
 ) -> jax.Array:
-    kernel = weight[...].astype(x.dtype)
-    y = jnp.einsum(spec, x, kernel, preferred_element_type=jnp.float32)
+    y = project(x, weight[...], num_summed=num_summed)
+    if adapter is not None:
+        y += adapter(x)
     if bias is not None:
-        y += bias[...][None, None]
+        y += bias[...].astype(jnp.float32)[None, None]
     return y.astype(x.dtype)
-
-
-def _write(
-    cached: Float[Array, "b s k d"], new: Float[Array, "b t k d"], starts: Int[Array, "b"]
-) -> Float[Array, "b s k d"]:
-    def write_row(row: jax.Array, tokens: jax.Array, start: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_slice(row, tokens, (start, 0, 0))
-
-    return jax.vmap(write_row)(cached, new.astype(cached.dtype), starts)
 
 
 def _blank_unread(x: Float[Array, "b n k d"], read: jax.Array) -> Float[Array, "b n k d"]:

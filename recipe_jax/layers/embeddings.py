@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, Float32, Int
 from recipe_jax.layers.initializers import truncated_normal
 from recipe_jax.layers.parameters import Initializer, parameter
 from recipe_jax.layers.positions import NoPositions
+from recipe_jax.layers.products import project
 
 
 class TokenEmbedding(nnx.Module):
@@ -41,8 +42,7 @@ class TokenEmbedding(nnx.Module):
 
     def logits(self, x: Float[Array, "... e"]) -> Float32[Array, "... v"]:
         """Scalar products with all tokens' unscaled vectors (arXiv:1608.05859, section 3)."""
-        table = self.table[...].astype(x.dtype)
-        return jnp.einsum("...e,ve->...v", x, table, preferred_element_type=jnp.float32)
+        return project(x, self.table[...].T)
 
 
 class PositionEmbedding(nnx.Module):

@@ -11,9 +11,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from recipe_jax.layers.dropout import check_rate, dropout
+from recipe_jax.layers.dropout import check_rate, dropout, split_key
 from recipe_jax.layers.initializers import FanInitializer, lecun_normal, zeros
+from recipe_jax.layers.low_rank import Adapter, LowRank, Target
+from recipe_jax.layers.norms import NormName, make_norm
 from recipe_jax.layers.parameters import parameter
+from recipe_jax.layers.products import project
 
 Activation: TypeAlias = Literal[
     "identity", "relu", "gelu", "gelu_tanh", "tanh", "sigmoid", "silu",
@@ -79,6 +82,7 @@ class Linear(nnx.Module):
         axes: logical names of the two.
         initializer: of `W`; `b` starts at zero.
         use_bias: whether there is a `b`.
+        adapter: low-rank correction of `W`; None for none.
         rngs: what the initial values are drawn from.
     """
 
@@ -90,17 +94,24 @@ class Linear(nnx.Module):
         axes: tuple[str | None, str | None] = ("embed", "mlp"),
         initializer: FanInitializer = lecun_normal,
         use_bias: bool = True,
+        adapter: LowRank | None = None,
         rngs: nnx.Rngs,
     ):
         self.kernel = parameter(rngs.params(), (in_dim, out_dim), axes, initializer("e -> f"))
+        self.kernel_adapter = (
+            None
+            if adapter is None
+            else Adapter(adapter, (in_dim,), (out_dim,), axes[:1], axes[1:], rngs=rngs)
+        )
         self.bias = parameter(rngs.params(), (out_dim,), axes[1:], zeros) if use_bias else None
 
     def __call__(self, x: Float[Array, "... e"]) -> Float[Array, "... f"]:
         """Map the last axis."""
-        kernel = self.kernel[...].astype(x.dtype)
-        y = jnp.einsum("...e,ef->...f", x, kernel, preferred_element_type=jnp.float32)
+        y = project(x, self.kernel[...])
+        if self.kernel_adapter is not None:
+            y += self.kernel_adapter(x)
         if self.bias is not None:
-            y += self.bias[...].reshape((1,) * (y.ndim - 1) + (-1,))
+            y += self.bias[...].astype(jnp.float32).reshape((1,) * (y.ndim - 1) + (-1,))
         return y.astype(x.dtype)
 
 
@@ -114,6 +125,7 @@ class FeedForwardConfig:
         activation: pointwise, or a gated unit.
         dropout_rate: probability that a hidden unit is dropped.
         use_bias: whether the maps add a bias.
+        adapters: low-rank corrections of the maps; None for none.
     """
 
     embed_dim: int
@@ -121,6 +133,7 @@ class FeedForwardConfig:
     activation: Activation = "gelu"
     dropout_rate: float = 0.0
     use_bias: bool = False
+    adapters: LowRank | None = None
 
     def __post_init__(self) -> None:
         check_activation(self.activation)
@@ -145,20 +158,22 @@ class FeedForward(nnx.Module):
     ):
         self.cfg = cfg
 
-        def linear(in_dim: int, out_dim: int, *axes: str) -> Linear:
+        def linear(target: Target) -> Linear:
+            adapted = cfg.adapters is not None and target in cfg.adapters.targets
+            down = target == "down"
             return Linear(
-                in_dim,
-                out_dim,
-                axes=(axes[0], axes[1]),
+                cfg.mlp_dim if down else cfg.embed_dim,
+                cfg.embed_dim if down else cfg.mlp_dim,
+                axes=("mlp", "embed") if down else ("embed", "mlp"),
                 initializer=initializer,
                 use_bias=cfg.use_bias,
+                adapter=cfg.adapters if adapted else None,
                 rngs=rngs,
             )
 
-        self.up = linear(cfg.embed_dim, cfg.mlp_dim, "embed", "mlp")
-        gated = is_gated(cfg.activation)
-        self.gate = linear(cfg.embed_dim, cfg.mlp_dim, "embed", "mlp") if gated else None
-        self.down = linear(cfg.mlp_dim, cfg.embed_dim, "mlp", "embed")
+        self.up = linear("up")
+        self.gate = linear("gate") if is_gated(cfg.activation) else None
+        self.down = linear("down")
 
     def __call__(
         self, x: Float[Array, "... e"], *, key: PRNGKeyArray | None = None
@@ -169,3 +184,43 @@ class FeedForward(nnx.Module):
         else:
             hidden = activate(self.cfg.activation, self.gate(x)) * self.up(x)
         return self.down(dropout(hidden, self.cfg.dropout_rate, key))
+
+
+class FeedForwardBlock(nnx.Module):
+    """A feed-forward layer with its residual, its norm before it or after the sum.
+
+    Pre-norm is `x + dropout(ff(norm(x)))` (Xiong et al. 2020, arXiv:2002.04745), post-norm
+    `norm(x + dropout(ff(x)))` (Vaswani et al. 2017, section 3.1).
+
+    Args:
+        cfg: shape of the feed-forward layer; its `dropout_rate` acts within and before the sum.
+        norm: root mean square or layer norm.
+        norm_order: before the layer, or after the sum.
+        initializer: of all maps.
+        rngs: what the initial values are drawn from.
+    """
+
+    def __init__(
+        self,
+        cfg: FeedForwardConfig,
+        *,
+        norm: NormName = "rms",
+        norm_order: Literal["pre", "post"] = "pre",
+        initializer: FanInitializer = lecun_normal,
+        rngs: nnx.Rngs,
+    ):
+        if norm_order not in ("pre", "post"):
+            raise ValueError(f'norm_order={norm_order!r} must be "pre" or "post"')
+        self.norm_order = norm_order
+        self.norm = make_norm(norm, cfg.embed_dim, rngs=rngs)
+        self.feed_forward = FeedForward(cfg, initializer=initializer, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "... e"], *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "... e"]:
+        """Transform each token by itself; `key` is for dropout, None in evaluation."""
+        within, before_sum = split_key(key, 2)
+        rate = self.feed_forward.cfg.dropout_rate
+        if self.norm_order == "pre":
+            return x + dropout(self.feed_forward(self.norm(x), key=within), rate, before_sum)
+        return self.norm(x + dropout(self.feed_forward(x, key=within), rate, before_sum))

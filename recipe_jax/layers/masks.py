@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Int
 
 _STATIC = ("causal", "window")
 _ARRAYS = (
+    "prefix_lengths",
     "query_lengths",
     "key_lengths",
     "query_segments",
@@ -28,6 +29,8 @@ class Mask:
 
     Attributes:
         causal: `j <= i`.
+        prefix_lengths: with `causal`, keys `j < prefix_lengths[b]` are seen by every query, too: a
+            prefix that is read in both directions (Raffel et al. 2020, arXiv:1910.10683, fig. 4).
         window: `|i - j| < window`; 1 allows only the token itself.
         query_lengths: `i < query_lengths[b]`; later queries attend to nothing.
         key_lengths: `j < key_lengths[b]`.
@@ -38,6 +41,7 @@ class Mask:
 
     causal: bool = False
     window: int | None = None
+    prefix_lengths: Int[Array, "b"] | None = None
     query_lengths: Int[Array, "b"] | None = None
     key_lengths: Int[Array, "b"] | None = None
     query_segments: Int[Array, "b t"] | None = None
@@ -47,6 +51,8 @@ class Mask:
     def __post_init__(self) -> None:
         if self.window is not None and self.window < 1:
             raise ValueError(f"window={self.window} must be at least 1: a query sees itself")
+        if self.prefix_lengths is not None and not self.causal:
+            raise ValueError("prefix_lengths need causal=True: else every key is seen already")
         if (self.query_segments is None) != (self.key_segments is None):
             given = "key_segments" if self.query_segments is None else "query_segments"
             raise ValueError(f"{given} is given alone: give query_segments and key_segments")
@@ -72,7 +78,10 @@ class Mask:
         positions = rows if offsets is None else rows + offsets.reshape(-1, 1, 1, 1)
         allowed = jnp.ones((1, 1, t, s), bool)
         if self.causal:
-            allowed &= columns <= positions
+            seen = columns <= positions
+            if self.prefix_lengths is not None:
+                seen |= columns < self.prefix_lengths.reshape(-1, 1, 1, 1)
+            allowed &= seen
         if self.window is not None:
             allowed &= jnp.abs(positions - columns) < self.window
         if self.query_lengths is not None:
@@ -97,6 +106,7 @@ class Mask:
         return Mask(
             causal=self.causal or other.causal,
             window=_both(self.window, other.window, min),
+            prefix_lengths=_common_prefix(self, other),
             query_lengths=_both(self.query_lengths, other.query_lengths, jnp.minimum),
             key_lengths=_both(self.key_lengths, other.key_lengths, jnp.minimum),
             query_segments=query_segments,
@@ -122,3 +132,11 @@ def _both(left: Any, right: Any, combine: Any) -> Any:
     if left is None or right is None:
         return right if left is None else left
     return combine(left, right)
+
+
+def _common_prefix(one: Mask, other: Mask) -> Int[Array, "b"] | None:
+    """What both see beyond the past; a causal mask without a prefix sees nothing there."""
+    either_has_none = one.prefix_lengths is None or other.prefix_lengths is None
+    if one.causal and other.causal and either_has_none:
+        return None
+    return _both(one.prefix_lengths, other.prefix_lengths, jnp.minimum)

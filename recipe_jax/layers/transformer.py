@@ -6,7 +6,7 @@ The same stack is an encoder with `Mask()`, a decoder with `Mask(causal=True)` a
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -17,15 +17,22 @@ from recipe_jax.functional import Params, purify, stack
 from recipe_jax.layers.attention import (
     Attend,
     Attention,
+    AttentionBias,
     AttentionConfig,
-    KeyValueCache,
     dot_product_attention,
 )
 from recipe_jax.layers.dropout import check_rate, dropout, split_key
 from recipe_jax.layers.feed_forward import Activation, FeedForward, FeedForwardConfig
+from recipe_jax.layers.key_value_cache import KeyValueCache
+from recipe_jax.layers.low_rank import LowRank
 from recipe_jax.layers.masks import Mask
 from recipe_jax.layers.norms import Norm, NormName, make_norm
 from recipe_jax.layers.positions import NoPositions
+
+Remat: TypeAlias = Literal["none", "elementwise", "block"]
+"""What the backward pass computes again instead of keeping it from the forward pass: nothing; all
+but the products with weights, which are most of the time and little of the memory; or all of a
+block but its input (Chen et al. 2016, arXiv:1604.06174)."""
 
 _NO_MASK = Mask()
 _CAUSAL = Mask(causal=True)
@@ -53,6 +60,7 @@ class TransformerConfig:
             added (Vaswani et al. 2017, section 5.4).
         qk_norm: whether query and key heads are normalized.
         bias: which of the attention's projections add a bias; with "all" the feed-forward too.
+        adapters: low-rank corrections of the blocks' weights; None for none.
     """
 
     num_layers: int
@@ -67,7 +75,8 @@ class TransformerConfig:
     norm_order: Literal["pre", "post"] = "pre"
     dropout_rate: float = 0.0
     qk_norm: bool = False
-    bias: Literal["none", "qkv", "all"] = "none"
+    bias: AttentionBias = "none"
+    adapters: LowRank | None = None
 
     def __post_init__(self) -> None:
         if self.num_layers < 1:
@@ -90,6 +99,7 @@ class TransformerConfig:
             qk_norm=self.qk_norm,
             bias=self.bias,
             norm_eps=self.norm_eps,
+            adapters=self.adapters,
         )
 
     @property
@@ -100,6 +110,7 @@ class TransformerConfig:
             mlp_dim=4 * self.embed_dim if self.mlp_dim is None else self.mlp_dim,
             activation=self.activation,
             use_bias=self.bias == "all",
+            adapters=self.adapters,
         )
 
 
@@ -172,10 +183,11 @@ class Block(nnx.Module):
         *,
         mask: Mask = _CAUSAL,
         context_mask: Mask = _NO_MASK,
+        layer: Int[Array, ""] | None = None,
     ) -> tuple[Float[Array, "b t e"], BlockCache]:
-        """Transform new tokens; arguments as for `Stack.decode`."""
+        """Transform new tokens; arguments as for `Stack.decode` and `Attention.decode`."""
         y, tokens = self.attention.decode(
-            self._enter(self.attention_norm, x), cache.tokens, mask=mask
+            self._enter(self.attention_norm, x), cache.tokens, mask=mask, layer=layer
         )
         x = self._leave(self.attention_norm, x, y, None)
         x = self._after_attention(x, cache.context, context_mask, (None, None))
@@ -250,7 +262,7 @@ class Stack(nnx.Module):
         positions: of self-attention; what is added to embeddings is not this module's.
         attend: the reference or a kernel of the same signature.
         cross_attention: whether the blocks read a context.
-        remat: recompute each block in the backward pass, which keeps only its input in memory.
+        remat: what the backward pass computes again.
         unroll: how many blocks are traced per step of the scan: compile time grows with it.
         rngs: what the initial values are drawn from.
     """
@@ -262,12 +274,14 @@ class Stack(nnx.Module):
         positions: NoPositions = _NO_POSITIONS,
         attend: Attend = dot_product_attention,
         cross_attention: bool = False,
-        remat: bool = False,
+        remat: Remat = "none",
         unroll: int = 1,
         rngs: nnx.Rngs,
     ):
         if not 1 <= unroll <= cfg.num_layers:
             raise ValueError(f"unroll={unroll} must be from 1 to num_layers={cfg.num_layers}")
+        if remat not in get_args(Remat):
+            raise ValueError(f"remat={remat!r} must be one of {get_args(Remat)}")
         self.cfg, self.remat, self.unroll = cfg, remat, unroll
 
         def make_block(key: jax.Array) -> Block:
@@ -343,12 +357,27 @@ class Stack(nnx.Module):
         """
         fn, params = purify(self.blocks)
 
-        def step(x: jax.Array, layer: tuple[Params, BlockCache]) -> tuple[jax.Array, BlockCache]:
-            params, cache = layer
-            return fn.bind(params).decode(x, cache, mask=mask, context_mask=context_mask)
+        # Keys and values are carried from layer to layer and written in place; as inputs and
+        # outputs of the scan all of them would be copied for every token.
+        tokens, added = cache.tokens, x.shape[1]
+        if mask.query_lengths is not None:
+            added = mask.query_lengths[None]
 
-        x, cache = self._scan(step, x, (params, cache))
-        return self._finish(x), cache
+        def step(
+            carry: tuple[jax.Array, jax.Array, jax.Array], layer: tuple[Params, Any, jax.Array]
+        ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], None]:
+            (x, keys, values), (params, context, index) = carry, layer
+            here = BlockCache(KeyValueCache(keys, values, tokens.lengths[0]), context)
+            x, after = fn.bind(params).decode(
+                x, here, mask=mask, context_mask=context_mask, layer=index
+            )
+            return (x, after.tokens.keys, after.tokens.values), None
+
+        layers = (params, cache.context, jnp.arange(self.cfg.num_layers))
+        carry = (x, tokens.keys, tokens.values)
+        (x, keys, values), _ = jax.lax.scan(step, carry, layers, unroll=self.unroll)
+        tokens = KeyValueCache(keys, values, tokens.lengths + added)
+        return self._finish(x), cache._replace(tokens=tokens)
 
     def weights(
         self,
@@ -393,8 +422,9 @@ class Stack(nnx.Module):
         )(params)
 
     def _scan(self, step: Callable[..., Any], x: jax.Array, layers: Any) -> tuple[jax.Array, Any]:
-        if self.remat:
-            step = jax.checkpoint(step)
+        if self.remat != "none":
+            kept = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+            step = jax.checkpoint(step, policy=kept if self.remat == "elementwise" else None)
         return jax.lax.scan(step, x, layers, unroll=self.unroll)
 
     def _finish(self, x: Float[Array, "b t e"]) -> Float[Array, "b t e"]:

@@ -194,8 +194,8 @@ class AutoregressiveAmounts(nnx.Module):
         kept = cache.context
         if new is None or kept is None:
             raise ValueError("the cache is none of empty_cache: it has no context")
-        keys = kept.keys.at[:, :, place].set(new.keys[:, :, 0])
-        values = kept.values.at[:, :, place].set(new.values[:, :, 0])
+        keys = kept.keys.at[..., place].set(new.keys[..., 0])
+        values = kept.values.at[..., place, :].set(new.values[..., 0, :])
         return cache._replace(context=kept._replace(keys=keys, values=values))
 
 

@@ -12,10 +12,10 @@ from recipe_jax.functional import abstract
 from recipe_jax.layers.attention import (
     Attention,
     AttentionConfig,
-    KeyValueCache,
     attention_weights,
     dot_product_attention,
 )
+from recipe_jax.layers.key_value_cache import KeyValueCache
 from recipe_jax.layers.masks import Mask
 from recipe_jax.layers.norms import rms_norm
 from recipe_jax.layers.positions import Alibi, NoPositions, Rope
@@ -109,7 +109,7 @@ def test_ragged_prompts_decode_as_if_each_row_were_alone(positions):
 def test_the_cache_keeps_its_shape_and_dtype():
     module = make()
     cache = module.empty_cache(B, 9, jnp.dtype(jnp.bfloat16))
-    assert cache.keys.shape == (B, 9, 2, 4)
+    assert cache.keys.shape == (B, 2, 4, 9)
     _, after = jax.jit(lambda x, cache: module.decode(x, cache))(X, cache)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
         lambda x: (x.shape, x.dtype), cache

@@ -17,6 +17,14 @@ DENSE = jnp.asarray(np.random.default_rng(0).random((B, 3, T, S)) < 0.5)
 
 CONDITIONS = {
     "causal": (Mask(causal=True), lambda b, h, i, j: j <= i),
+    "prefix": (
+        Mask(causal=True, prefix_lengths=LENGTHS),
+        lambda b, h, i, j: j <= i or j < LENGTHS[b],
+    ),
+    "other prefix": (
+        Mask(causal=True, prefix_lengths=LENGTHS[::-1]),
+        lambda b, h, i, j: j <= i or j < LENGTHS[1 - b],
+    ),
     "window": (Mask(window=2), lambda b, h, i, j: abs(i - j) < 2),
     "queries": (Mask(query_lengths=LENGTHS), lambda b, h, i, j: i < LENGTHS[b]),
     "keys": (Mask(key_lengths=LENGTHS), lambda b, h, i, j: j < LENGTHS[b]),
@@ -109,3 +117,8 @@ def test_impossible_masks_are_refused():
         Mask(query_segments=SEGMENTS)
     with pytest.raises(ValueError, match="key_segments is given alone"):
         Mask(key_segments=SEGMENTS)
+
+
+def test_a_prefix_without_causality_is_refused():
+    with pytest.raises(ValueError, match="prefix_lengths need causal=True"):
+        Mask(prefix_lengths=LENGTHS)

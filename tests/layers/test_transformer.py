@@ -72,7 +72,7 @@ def test_the_scan_is_a_loop_over_its_layers(norm_order, cross):
 
 def test_remat_and_unroll_change_no_result():
     plain_fn, params = pure_stack(config())
-    fn, _ = pure_stack(config(), remat=True, unroll=2)
+    fn, _ = pure_stack(config(), remat="block", unroll=2)
 
     def value_and_grad(fn):
         total = jax.value_and_grad(lambda p: (fn.bind(p)(X, mask=CAUSAL) ** 2).mean())
