@@ -184,6 +184,42 @@ def initialize_distributed(environment: Mapping[str, str] = os.environ) -> int:
     return jax.process_count()
 
 
+def is_first_process() -> bool:
+    """Whether this is the one that writes what is written once."""
+    return jax.process_index() == 0
+
+
+def gather_arrays(tree: Tree) -> Tree:
+    """Every array whole, on one device of each process; all of them must call.
+
+    What a single process holds already is returned as it is, sharded or not.
+    """
+    if jax.process_count() == 1:
+        return tree
+    whole = jax.tree.map(lambda array: NamedSharding(array.sharding.mesh, PartitionSpec()), tree)
+    copies = jax.jit(lambda tree: tree, out_shardings=whole)(tree)
+    return jax.tree.map(lambda array: array.addressable_data(0), copies)
+
+
+def process_share(batch: BatchT) -> BatchT:
+    """The rows of a batch, the same on every process, that this one passes to `shard_batch`.
+
+    Raises:
+        ValueError: if the rows cannot be shared out evenly.
+    """
+    count, index = jax.process_count(), jax.process_index()
+
+    def share(array: Any) -> Any:
+        if array.shape[0] % count:
+            raise ValueError(
+                f"a batch of {array.shape[0]} examples cannot be shared by {count} processes"
+            )
+        size = array.shape[0] // count
+        return array[index * size : (index + 1) * size]
+
+    return batch if count == 1 else jax.tree.map(share, batch)
+
+
 def gather_json(value: Any) -> list[Any]:
     """Every process's value, in the order of the processes; all of them must call.
 

@@ -26,7 +26,14 @@ from recipe_jax.batches import RecipeBatch
 from recipe_jax.data.batching import recipe_batches
 from recipe_jax.functional import PureModule, abstract, num_parameters
 from recipe_jax.huggingface import make_module, save_model, to_json
-from recipe_jax.sharding import Mesh, make_mesh
+from recipe_jax.sharding import (
+    Mesh,
+    gather_arrays,
+    initialize_distributed,
+    is_first_process,
+    make_mesh,
+    process_share,
+)
 from recipe_jax.training.averaging import averaged_params, track_average
 from recipe_jax.training.loop import FitPlan, FitResult, fit
 from recipe_jax.training.optimizers import muon_adamw, warmup_cosine
@@ -34,6 +41,9 @@ from recipe_jax.training.state import TrainState, init_sharded
 from recipe_jax.training.step import TrainStep, make_train_step
 
 __all__ = ["MAX_FOODS", "Flags", "Task", "make_task", "run", "set_up", "train"]
+
+_NOT_THE_RUN = ("run", "progress", "data", "mesh")
+"""Flags that a resumed run may change; the data's place is kept apart."""
 
 TASKS = {
     "generator": generator_task,
@@ -54,10 +64,11 @@ def run(flags: Flags, prepared: Prepared | None = None) -> dict[str, Any]:
         flags: what defines the run.
         prepared: the data, where it is read already.
     """
+    initialize_distributed()
     prepared = read_prepared(flags.data) if prepared is None else prepared
     task = make_task(flags, prepared)
     result, fn = train(flags, task)
-    params = task.finish(fn, averaged_params(result.state.opt_state))
+    params = task.finish(fn, gather_arrays(averaged_params(result.state.opt_state)))
     headline = {
         "model": flags.model,
         "step": result.step,
@@ -66,6 +77,15 @@ def run(flags: Flags, prepared: Prepared | None = None) -> dict[str, Any]:
         **task.validate(fn, params),
         **result.timing,
     }
+    if is_first_process():
+        write_results(flags, prepared, task, params, headline)
+    return headline
+
+
+def write_results(
+    flags: Flags, prepared: Prepared, task: Task, params: Any, headline: dict[str, Any]
+) -> None:
+    """`RUN/model` and `RUN/record.json`."""
     save_model(
         flags.run / "model",
         cfg=task.cfg,
@@ -85,7 +105,6 @@ def run(flags: Flags, prepared: Prepared | None = None) -> dict[str, Any]:
         **headline,
     )
     write_record(flags.run / "record.json", record)
-    return headline
 
 
 class Training(NamedTuple):
@@ -127,6 +146,7 @@ def set_up(flags: Flags, task: Task) -> Training:
         num_foods=task.cfg.embedding.num_foods,
         batch_size=min(flags.batch_size, len(task.training)),
         seed=flags.seed,
+        share=process_share,
     )
     return Training(fn, state, step, batches, mesh)
 
@@ -136,7 +156,7 @@ def train(flags: Flags, task: Task) -> tuple[FitResult, PureModule[Any]]:
     fn, state, step, batches, mesh = set_up(flags, task)
 
     def evaluate(state: TrainState) -> dict[str, float]:
-        return task.validate(fn, averaged_params(state.opt_state))
+        return task.validate(fn, gather_arrays(averaged_params(state.opt_state)))
 
     metric, higher = task.metric
     plan = FitPlan(
@@ -147,7 +167,7 @@ def train(flags: Flags, task: Task) -> tuple[FitResult, PureModule[Any]]:
         higher_is_better=higher,
         show_progress=flags.progress,
     )
-    described = {k: v for k, v in to_json(flags).items() if k not in ("run", "progress", "data")}
+    described = {k: v for k, v in to_json(flags).items() if k not in _NOT_THE_RUN}
     config = {**described, "data": str(flags.data), "model_config": to_json(task.cfg)}
     result = fit(
         step, state, batches, run=flags.run, plan=plan, config=config, evaluate=evaluate, mesh=mesh

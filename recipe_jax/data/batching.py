@@ -5,7 +5,7 @@ the batches that an uninterrupted one would have read.  Grain adds the prefetchi
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import grain
 import numpy as np
@@ -120,6 +120,7 @@ def recipe_batches(
     batch_size: int,
     seed: int,
     buckets: Sequence[int] = BUCKETS,
+    share: Callable[[RecipeBatch], RecipeBatch] = lambda batch: batch,
 ) -> grain.IterDataset[RecipeBatch]:
     """An endless, prefetched, resumable stream of shuffled batches.
 
@@ -129,13 +130,14 @@ def recipe_batches(
         batch_size: recipes per batch.
         seed: of the shuffle and of the members' order.
         buckets: padded sizes, increasing.
+        share: the rows of a batch that this process reads; all of them by default.
     """
     plan = EpochPlan(sets.sizes, batch_size=batch_size, buckets=buckets, seed=seed)
 
     def make(index: int) -> RecipeBatch:
         rows, size = plan.batch(index)
         rng = np.random.default_rng([seed, 1, index])
-        return pad_recipes(sets, rows, num_foods=num_foods, size=size, rng=rng)
+        return share(pad_recipes(sets, rows, num_foods=num_foods, size=size, rng=rng))
 
     endless = grain.MapDataset.range(np.iinfo(np.int32).max).map(make)
     return endless.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=8))

@@ -55,3 +55,26 @@ def warmup_cosine(
     return optax.warmup_cosine_decay_schedule(
         0.0, peak, warmup_steps, max(num_steps, warmup_steps + 1), end * peak
     )
+
+
+def train_only(
+    optimizer: optax.GradientTransformation, trained: Any
+) -> optax.GradientTransformation:
+    """Update some parameters and leave the others as they are, bit for bit.
+
+    Args:
+        optimizer: of the trained ones; it keeps no state for the others.
+        trained: a dict like the parameters, true for those that are trained.
+    """
+    labels = jax.tree.map(lambda is_trained: "trained" if is_trained else "frozen", trained)
+    return optax.multi_transform({"trained": optimizer, "frozen": optax.set_to_zero()}, labels)
+
+
+def hold_fixed(params: Any, trained: Any) -> Any:
+    """The same parameters, of which only the trained ones get a gradient; the others cost none.
+
+    Args:
+        params: nested dict of arrays.
+        trained: a dict like it, true for those that are trained.
+    """
+    return jax.tree.map(lambda p, t: p if t else jax.lax.stop_gradient(p), params, trained)

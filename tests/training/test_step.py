@@ -138,3 +138,50 @@ def test_optimizer_state_of_another_shape_is_replicated():
     optimizer = optax.scale_by_factored_rms(min_dim_size_to_factor=4)
     shardings = state_shardings(fn, optimizer, make_mesh("fsdp=8"))
     assert shardings.opt_state.v_row["up"].is_fully_replicated
+
+
+def mean_objective(fn):
+    """A mean over some of the examples: those with a positive first input count."""
+
+    def counts(batch):
+        return (batch.inputs[:, 0] > 0).astype(jnp.float32)
+
+    def objective(params, batch, key):
+        del key
+        error = jnp.mean((fn.bind(params)(batch.inputs) - batch.targets) ** 2, axis=1)
+        weights = counts(batch)
+        loss = (weights * error).sum() / jnp.maximum(weights.sum(), 1.0)
+        return loss, {"twice": 2 * loss}
+
+    return objective, lambda batch: counts(batch).sum()
+
+
+@pytest.mark.parametrize("mesh_spec", [None, "data=2,fsdp=2,tensor=2"])
+def test_parts_of_a_batch_sum_to_the_whole(mesh_spec):
+    optimizer, batch = make_optimizer(), next(TinyBatches())
+
+    def updated(num_microbatches):
+        mesh = None if mesh_spec is None else make_mesh(mesh_spec)
+        if mesh is None:
+            fn, params = purify(make_model())
+            state, shardings = init_state(params, optimizer, KEY), None
+        else:
+            fn, state, shardings = init_sharded(make_model, optimizer, KEY, mesh)
+        objective, weigh = mean_objective(fn)
+        step = make_train_step(
+            objective, optimizer, shardings, num_microbatches=num_microbatches, weigh=weigh
+        )
+        return step(state, batch if mesh is None else shard_batch(batch, mesh))
+
+    (whole, expected), (parts, metrics) = updated(1), updated(4)
+    assert_close(parts.params, whole.params, kind="gradient")
+    assert_close(metrics, expected, kind="gradient")
+
+
+def test_a_batch_that_cannot_be_cut_is_refused():
+    fn, params = purify(make_model())
+    step = make_train_step(make_objective(fn), make_optimizer(), num_microbatches=3)
+    with pytest.raises(ValueError, match="16 examples cannot be cut into num_microbatches=3"):
+        step(init_state(params, make_optimizer(), KEY), next(TinyBatches()))
+    with pytest.raises(ValueError, match="num_microbatches=0 must be at least 1"):
+        make_train_step(make_objective(fn), make_optimizer(), num_microbatches=0)
