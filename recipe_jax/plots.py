@@ -32,7 +32,7 @@ COLOURS: Mapping[str, str] = {
 }
 """What each colour is for.  `positive` and `negative` differ for colour-blind eyes too."""
 
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.edgecolor": COLOURS["rule"],
     "axes.labelcolor": COLOURS["muted"],
@@ -56,6 +56,7 @@ _STYLE: dict[Any, Any] = {
     "ytick.labelcolor": COLOURS["ink"],
     "ytick.labelsize": 9,
 }
+"""Settings of matplotlib under which every figure is drawn."""
 _WIDTH = 7.0  # inches
 _LETTER = 0.08  # inches that a letter of a label takes
 _ROW_HEIGHT = 0.26  # inches for each bar of a bar chart
@@ -86,7 +87,7 @@ def gram_bars(
     for name, values in (("grams", grams), ("low", low), ("high", high)):
         _check_numbers(name, values, foods, at_least=0.0)
     _check_bounds(low, high, foods)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _bar_axes(foods)
         rows = np.arange(len(foods))
         axes.barh(rows, grams, height=0.62, color=COLOURS["accent"], alpha=0.75)
@@ -116,7 +117,7 @@ def attribution_bars(
     _check_numbers("values", values, names)
     colours = [COLOURS["negative" if value < 0 else "positive"] for value in values]
     limit = 1.15 * max(float(np.abs(values).max(initial=0.0)), 1e-9)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _bar_axes(names)
         axes.barh(np.arange(len(names)), values, height=0.62, color=colours)
         axes.axvline(0, color=COLOURS["muted"], linewidth=0.8)
@@ -159,7 +160,7 @@ def attention_heatmap(
         _check_numbers(f"weights of {label!r}", row, column_labels, at_least=0.0)
         if row.sum() > 1 + 1e-3:
             raise ValueError(f"weights of {label!r} sum to {row.sum():.4g}, must be at most 1")
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         beside = _LETTER * max(map(len, row_labels), default=0)
         below = 0.7 * _LETTER * max(map(len, column_labels), default=0)
         size = (1.4 + max(beside, below) + 0.46 * s, 0.9 + below + 0.32 * t)
@@ -212,7 +213,7 @@ def training_curves(
     """
     _check_numbers("baselines", np.array([*baselines.values()], float), [*baselines])
     losses, scores = _series(rows, "loss"), _series(rows, metric)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(_WIDTH + 2.0, 2.9), layout="constrained")
         left, right = figure.subplots(1, 2, gridspec_kw={"wspace": 0.08})
         left.plot(*losses, color=COLOURS["accent"], linewidth=1.6)
@@ -259,7 +260,7 @@ def metric_bars(
             f"{len(labels)} labels; each needs at least one"
         )
     colours = [COLOURS["accent" if method in ours else "plain"] for method in methods]
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         size = (_WIDTH + 2.0, 0.8 + _ROW_HEIGHT * max(n, 3))
         figure = Figure(figsize=size, layout="constrained")
         panels = figure.subplots(1, k, sharey=True, squeeze=False, gridspec_kw={"wspace": 0.2})[0]

@@ -15,14 +15,16 @@ ALLOWED = {
     "metrics": set(),
     "semantic_ids": set(),
     "plots": set(),
+    "transformer_plots": {"plots"},
     "diets": set(),
+    "describe": {"functional"},
     "layers": {"functional"},
     "models": {"layers", "batches", "functional"},
     "data": {"batches"},
     "training": {"functional", "sharding"},
     "decoding": {"models", "layers", "batches", "functional"},
     "explain": {"models", "layers", "batches", "functional"},
-    "huggingface": {"models", "layers", "batches", "functional"},
+    "huggingface": {"models", "layers", "batches", "functional", "sharding"},
 }
 """Part -> the other parts of recipe_jax that it may import."""
 
@@ -37,6 +39,8 @@ DECODING = {
     "mask_predict",
     "set_likelihood",
     "set_probabilities",
+    "token_beam_search",
+    "token_decoding",
 }
 """Modules of decoding and explaining that stand in files of their own."""
 

@@ -7,7 +7,7 @@ from tolerances import assert_close
 
 from recipe_jax.batches import Molecules
 from recipe_jax.functional import abstract
-from recipe_jax.huggingface import MODELS
+from recipe_jax.huggingface import RECIPE_MODELS
 from recipe_jax.layers.transformer import TransformerConfig
 from recipe_jax.models.encoder_decoder_generator import EncoderDecoderConfig
 from recipe_jax.models.food_embedding import FoodEmbeddingConfig
@@ -60,7 +60,7 @@ FOODS = np.array([[3, 8, 1], [6, 9, 9], [9, 9, 9]], np.int32)
 
 
 def model_of(cfg):
-    kinds = {kind: module for kind, module in MODELS.values()}
+    kinds = {kind: module for kind, module in RECIPE_MODELS.values()}
     fn, shapes = abstract(lambda: kinds[type(cfg)](cfg, rngs=nnx.Rngs(0)))
     rng = np.random.default_rng(1)
     return fn, jax.tree.map(

@@ -1,7 +1,7 @@
 """Our own models as folders: `config.json`, `model.safetensors` and a model card."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,19 +117,23 @@ def load_module(folder: Path) -> ModuleFolder:
 
 
 def read_module(
-    folder: Path, tables: Mapping[str, Any]
+    folder: Path,
+    tables: Mapping[str, Callable[[Any], tuple[int, ...]]],
+    *,
+    known: Mapping[str, Any] = MODELS,
 ) -> tuple[ModuleFolder, dict[str, np.ndarray]]:
     """As `load_module`, with further tensors.
 
     Args:
         folder: holds the model.
-        tables: name -> shape, or a function from the configuration to it.
+        tables: name -> function from the configuration to the shape.
+        known: those of `MODELS` that are wanted.
 
     Raises:
         ModelFolderError: as there.
     """
     path = folder / "config.json"
-    config = _read_config(path)
+    config = _read_config(path, known)
     model_type = config["model_type"]
     try:
         cfg = from_json(MODELS[model_type][0], config["config"])
@@ -140,7 +144,7 @@ def read_module(
     with open_tensors(path) as file:
         tensors = decode({name: file.get_tensor(name) for name in file.keys()})
     expected = {f"params/{name}": tuple(leaf.shape) for name, leaf in _named(shapes).items()}
-    wanted = {name: shape(cfg) if callable(shape) else shape for name, shape in tables.items()}
+    wanted = {name: shape_of(cfg) for name, shape_of in tables.items()}
     check_and_widen(path, tensors, expected | wanted)
     leaves = [jax.numpy.asarray(tensors[f"params/{name}"]) for name in _named(shapes)]
     params = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
@@ -148,11 +152,11 @@ def read_module(
     return found, {name: tensors[name] for name in wanted}
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _read_config(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
     config = read_json(path)
-    if config.get("model_type") not in MODELS:
+    if config.get("model_type") not in known:
         found = config.get("model_type")
-        raise ModelFolderError(f"{path}: model_type={found!r} must be one of {sorted(MODELS)}")
+        raise ModelFolderError(f"{path}: model_type={found!r} must be one of {sorted(known)}")
     if config.get("format") != FORMAT:
         raise ModelFolderError(f"{path}: format={config.get('format')!r} must be {FORMAT}")
     if "config" not in config:

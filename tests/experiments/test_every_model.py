@@ -20,7 +20,7 @@ from experiments.recipes.scoring import (
 from recipe_jax.data.composition import read_food_features
 from recipe_jax.diets import check
 from recipe_jax.functional import abstract
-from recipe_jax.huggingface import MODELS, make_module, save_model
+from recipe_jax.huggingface import RECIPE_MODELS, make_module, save_model
 from recipe_jax.layers.transformer import TransformerConfig
 from recipe_jax.models.amounts import AmountsConfig
 from recipe_jax.models.amounts_ensemble import AmountsEnsembleConfig
@@ -42,7 +42,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         ),
         "transformer": TransformerConfig(num_layers=1, embed_dim=8, num_heads=1),
     }
-    for name, (config, _) in MODELS.items():
+    for name, (config, _) in RECIPE_MODELS.items():
         cfg = (
             AmountsEnsembleConfig(model=AmountsConfig(**shape), num_models=2)
             if config is AmountsEnsembleConfig
@@ -59,7 +59,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             molecules=molecules_of(features),
             card="untrained",
         )
-    return {name: root / name for name in MODELS}
+    return {name: root / name for name in RECIPE_MODELS}
 
 
 REQUEST = ["generate", "--pantry", "tomato", "basil", "--diet", "vegan", "--without", "garlic"]

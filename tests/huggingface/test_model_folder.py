@@ -8,26 +8,34 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn_parameters import draw_parameters
 from safetensors.numpy import load_file, save_file
 
 from recipe_jax.batches import Molecules
 from recipe_jax.functional import abstract, purify
 from recipe_jax.huggingface import (
     MODELS,
+    RECIPE_MODELS,
     ModelFolderError,
     Precision,
     from_json,
     load_model,
+    load_module,
     make_module,
     save_model,
+    save_module,
     to_json,
 )
-from recipe_jax.layers.positions import Learned, LinearScaling, NoPositions, Rope
+from recipe_jax.layers.low_rank import LowRank
+from recipe_jax.layers.positions import Alibi, Learned, LinearScaling, NoPositions, Rope
 from recipe_jax.layers.transformer import TransformerConfig
 from recipe_jax.models.amounts import AmountsConfig
 from recipe_jax.models.amounts_ensemble import AmountsEnsembleConfig
 from recipe_jax.models.autoregressive_amounts import AutoregressiveAmountsConfig
+from recipe_jax.models.causal_language_model import CausalLanguageModelConfig
 from recipe_jax.models.encoder_decoder_generator import EncoderDecoderConfig
+from recipe_jax.models.encoder_decoder_transformer import EncoderDecoderTransformerConfig
+from recipe_jax.models.feed_forward_network import FeedForwardNetworkConfig
 from recipe_jax.models.food_embedding import FoodEmbeddingConfig
 from recipe_jax.models.gram_bins import GramBins
 from recipe_jax.models.ingredient_generator import GeneratorConfig
@@ -121,8 +129,10 @@ CONFIGS = {
 }
 
 
-@pytest.mark.parametrize("model_type", MODELS)
-def test_every_model_survives_its_folder(model_type: str, tmp_path: Path, molecules: Molecules):
+@pytest.mark.parametrize("model_type", RECIPE_MODELS)
+def test_every_recipe_model_survives_its_folder(
+    model_type: str, tmp_path: Path, molecules: Molecules
+):
     cfg = CONFIGS[model_type]
     fn, shapes = abstract(lambda: make_module(model_type, cfg))
     rng = np.random.default_rng(0)
@@ -138,6 +148,45 @@ def test_every_model_survives_its_folder(model_type: str, tmp_path: Path, molecu
     ):
         largest = np.abs(old).max(axis=-1, keepdims=True)
         assert np.all(np.abs(new - old) <= 1.1 * largest / 254 + 2e-3)
+
+
+BLOCKS = TransformerConfig(
+    num_layers=2, embed_dim=8, num_heads=2, adapters=LowRank(rank=2, targets=("up",))
+)
+OTHERS = {
+    "causal_language_model": CausalLanguageModelConfig(
+        vocab_size=9, transformer=BLOCKS, positions=Alibi(), tied=True
+    ),
+    "encoder_decoder_transformer": EncoderDecoderTransformerConfig(
+        vocab_size=9, transformer=BLOCKS, encoder_layers=1, source_vocab_size=7
+    ),
+    "feed_forward_network": FeedForwardNetworkConfig(in_dim=3, out_dim=2, hidden_dims=(4, 4)),
+    "feed_forward_classifier": FeedForwardNetworkConfig(in_dim=3, out_dim=2, residual=True),
+}
+
+
+def test_every_model_is_one_or_the_other():
+    assert {*RECIPE_MODELS, *OTHERS} == set(MODELS)
+
+
+@pytest.mark.parametrize("model_type", OTHERS)
+def test_every_other_model_survives_its_folder(model_type: str, tmp_path: Path):
+    cfg = OTHERS[model_type]
+    fn, params = draw_parameters(lambda rngs: MODELS[model_type][1](cfg, rngs=rngs))
+    given = {"cfg": cfg, "params": params, "card": "", "files": {"tokenizer.json": b"{}"}}
+    save_module(tmp_path / "model", **given, model_type=model_type, config={"classes": ["a"]})
+    found = load_module(tmp_path / "model")
+    assert (found.model_type, found.cfg, found.fn) == (model_type, cfg, fn)
+    assert found.config["classes"] == ["a"]
+    assert (tmp_path / "model" / "tokenizer.json").read_bytes() == b"{}"
+    jax.tree.map(np.testing.assert_array_equal, found.params, params)
+    with pytest.raises(ModelFolderError, match=f"model_type='{model_type}' must be"):
+        load_model(tmp_path / "model")
+
+
+def test_a_configuration_of_several_models_needs_a_name(tmp_path: Path):
+    with pytest.raises(ValueError, match="model_type=None of a FeedForwardNetworkConfig must be"):
+        save_module(tmp_path, cfg=OTHERS["feed_forward_network"], params={}, card="")
 
 
 def rewrite(folder: Path, **changes: object) -> None:

@@ -1,0 +1,221 @@
+"""Checkpoints of the Llama family: Hugging Face folders to sharded parameters, and back.
+
+Tensors are read from memory-mapped files, each device's part of each tensor by itself, so that no
+more than one layer's tensor lies in memory beside the parameters.
+"""
+
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+
+from recipe_jax.functional import Params, PureModule, abstract, flat_params, nested_params
+from recipe_jax.huggingface.checkpoint_tensors import (
+    DTYPES,
+    StoredTensor,
+    TensorToWrite,
+    find_tensors,
+    read_block,
+    write_tensors,
+)
+from recipe_jax.huggingface.families import read_family_config, write_family_config
+from recipe_jax.huggingface.folder_files import ModelFolderError, read_json
+from recipe_jax.huggingface.tensor_layouts import DERIVED, LAYOUTS, Layout, expected_tensors
+from recipe_jax.layers.positions import Rope
+from recipe_jax.models.causal_language_model import CausalLanguageModel, CausalLanguageModelConfig
+from recipe_jax.sharding import Mesh, make_mesh, param_shardings
+
+_HEAD = LAYOUTS["head", "kernel"].tensor
+_TABLE = LAYOUTS["embedding", "table"].tensor
+
+
+class LanguageModel(NamedTuple):
+    """A causal language model, ready to be used.
+
+    Attributes:
+        cfg: its configuration.
+        fn: its pure function.
+        params: its parameters.
+        begin: the token before every text; None if there is none.
+        ends: the tokens that end a text.
+    """
+
+    cfg: CausalLanguageModelConfig
+    fn: PureModule[CausalLanguageModel]
+    params: Params
+    begin: int | None = None
+    ends: tuple[int, ...] = ()
+
+
+def load_language_model(
+    folder: Path | str, *, mesh: Mesh | None = None, param_dtype: str | None = None, **options: Any
+) -> LanguageModel:
+    """Read a Hugging Face folder of the Llama family, straight onto the mesh's shards.
+
+    All names, shapes and dtypes are checked before the first tensor is read.
+
+    Args:
+        folder: holds `config.json` and `model.safetensors`, or an index and its files.
+        mesh: where the parameters go, by the default rules; one device if None.
+        param_dtype: of the parameters; as stored if None, which is exact and takes least memory.
+            Training wants "float32".
+        options: of `CausalLanguageModel`, such as `attend`, `remat` and `dtype`.
+
+    Raises:
+        ModelFolderError: a file that is missing, broken or of another kind of model.
+    """
+    folder = Path(folder)
+    config = read_json(folder / "config.json")
+    cfg = read_family_config(config, folder / "config.json")
+    fn = abstract(lambda: CausalLanguageModel(cfg, rngs=nnx.Rngs(0), **options))[0]
+    shapes = {path: leaf.shape for path, leaf in flat_params(fn.shapes).items()}
+    tensors = find_tensors(folder)
+    _check(folder, cfg, tensors, dict(expected_tensors(cfg, shapes)))
+    mesh = make_mesh("data=1", jax.devices()[:1]) if mesh is None else mesh
+    shardings = flat_params(param_shardings(fn.axes, fn.shapes, mesh))
+    params: dict[tuple[Any, ...], jax.Array] = {}
+    for path, shape in shapes.items():
+        layout = LAYOUTS[path]
+        stored = tensors[layout.tensor.format(layer=0)].dtype
+        dtype = stored if param_dtype is None else jax.numpy.dtype(param_dtype)
+        read = functools.partial(_read_parameter, tensors, layout, shape, dtype)
+        params[path] = jax.make_array_from_callback(shape, shardings[path], read)
+    begin, ends = _special_tokens(folder, config)
+    return LanguageModel(cfg, fn, nested_params(params), begin, ends)
+
+
+def save_language_model(
+    folder: Path | str,
+    model: LanguageModel,
+    *,
+    card: str,
+    dtype: str = "F32",
+    max_file_bytes: int = 5 * 10**9,
+    tokenizer_files: Mapping[str, bytes] | None = None,
+) -> None:
+    """Write a Hugging Face folder that transformers loads: all of its files or none.
+
+    Args:
+        folder: created if missing.
+        model: of one of the families; interleaved rotary pairs are rearranged into halves.
+        card: the model card, in Markdown.
+        dtype: of the stored tensors: "F32", "F16" or "BF16".
+        max_file_bytes: of one file of tensors.
+        tokenizer_files: name -> content, such as `tokenizer.json`.
+
+    Raises:
+        ModelFolderError: a model that is of none of the families, or a file that could not be
+            written.
+    """
+    if dtype not in DTYPES:
+        raise ModelFolderError(f"dtype={dtype!r} must be one of {sorted(DTYPES)}")
+    ends = model.ends[0] if len(model.ends) == 1 else list(model.ends) or None
+    config = {
+        **write_family_config(model.cfg),
+        "bos_token_id": model.begin,
+        "eos_token_id": ends,
+        "dtype": {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[dtype],
+    }
+    tensors: dict[str, TensorToWrite] = {}
+    rope = model.cfg.positions
+    interleaved = isinstance(rope, Rope) and rope.interleaved
+    for path, values in flat_params(model.params).items():
+        layout = LAYOUTS[path]
+        turns = interleaved and path[-1] in ("query", "key", "query_bias", "key_bias")
+        turns = turns or (interleaved and path[-2] in ("query_norm", "key_norm"))
+        for layer in range(model.cfg.transformer.num_layers) if layout.per_layer else [None]:
+            make = functools.partial(_their_tensor, layout, values, layer, turns)
+            shape = values.shape if layer is None else values.shape[1:]
+            name = layout.tensor.format(layer=layer)
+            tensors[name] = TensorToWrite(layout.their_shape(shape), make)
+    others = {
+        "README.md": card.encode(),
+        "config.json": (json.dumps(config, indent=2) + "\n").encode(),
+        **(tokenizer_files or {}),
+    }
+    path = Path(folder)
+    write_tensors(path, tensors, dtype=dtype, max_file_bytes=max_file_bytes, others=others)
+
+
+def halves_from_pairs(heads: np.ndarray) -> np.ndarray:
+    """Reorder the last axis so that features `(2 i, 2 i + 1)` come to lie at `(i, i + d / 2)`.
+
+    With it, rotating halves does to reordered heads what rotating pairs did before.
+    """
+    return np.concatenate([heads[..., 0::2], heads[..., 1::2]], axis=-1)
+
+
+def _check(
+    folder: Path,
+    cfg: CausalLanguageModelConfig,
+    tensors: dict[str, StoredTensor],
+    expected: Mapping[str, tuple[int, ...]],
+) -> None:
+    """Refuse what does not fit; forget what follows from the rest."""
+    for name in [name for name in tensors if name.endswith(DERIVED)]:
+        del tensors[name]
+    if cfg.tied and _HEAD in tensors and _TABLE in tensors:
+        head, table = (
+            read_block(tensors[name], name, (slice(None), slice(None))) for name in (_HEAD, _TABLE)
+        )
+        if not np.array_equal(head, table):
+            raise ModelFolderError(
+                f"{tensors[_HEAD].file}: tensor {_HEAD!r} must equal {_TABLE!r}, "
+                "since config.json says tie_word_embeddings=true"
+            )
+        del tensors[_HEAD]
+    for name in sorted(set(tensors) ^ set(expected)):
+        if name in expected:
+            raise ModelFolderError(f"{folder}: tensor {name!r} is missing")
+        raise ModelFolderError(
+            f"{tensors[name].file}: tensor {name!r} is not part of the model in config.json"
+        )
+    for name, shape in expected.items():
+        if tensors[name].shape != shape:
+            found = list(tensors[name].shape)
+            raise ModelFolderError(
+                f"{tensors[name].file}: tensor {name!r} has the shape {found}, config.json asks "
+                f"for {list(shape)}"
+            )
+
+
+def _read_parameter(
+    tensors: Mapping[str, StoredTensor],
+    layout: Layout,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    index: tuple[slice, ...] | None,
+) -> np.ndarray:
+    """The block of a parameter that one device holds; all of it without an index."""
+    index = (slice(None),) * len(shape) if index is None else index
+    sizes = tuple(len(range(*cut.indices(size))) for cut, size in zip(index, shape, strict=True))
+    if not layout.per_layer:
+        where = layout.their_slice(index, shape)
+        block = read_block(tensors[layout.tensor], layout.tensor, where)
+        return np.ascontiguousarray(layout.from_theirs(block, sizes), dtype)
+    block = np.empty(sizes, dtype)
+    where = layout.their_slice(index[1:], shape[1:])
+    for place, layer in enumerate(range(*index[0].indices(shape[0]))):
+        name = layout.tensor.format(layer=layer)
+        tensor = read_block(tensors[name], name, where)
+        block[place] = layout.from_theirs(tensor, sizes[1:])
+    return block
+
+
+def _their_tensor(layout: Layout, values: jax.Array, layer: int | None, turns: bool) -> np.ndarray:
+    ours = np.asarray(values if layer is None else values[layer])
+    return layout.to_theirs(halves_from_pairs(ours) if turns else ours)
+
+
+def _special_tokens(folder: Path, config: Mapping[str, Any]) -> tuple[int | None, tuple[int, ...]]:
+    """First token and last tokens, as `generation_config.json` says, else `config.json`."""
+    path = folder / "generation_config.json"
+    given = {**config, **(read_json(path) if path.exists() else {})}
+    begin, ends = given.get("bos_token_id"), given.get("eos_token_id")
+    ends = () if ends is None else tuple(ends) if isinstance(ends, list) else (ends,)
+    return (begin if isinstance(begin, int) else None), ends
