@@ -1,0 +1,1 @@
+"""Causal language models of the Llama family: fine-tuned, scored, and asked to write."""
