@@ -17,6 +17,7 @@ from recipe_jax.layers.key_value_cache import (
     empty_key_value_cache,
     fill,
     heads_of,
+    read_filled,
 )
 from recipe_jax.layers.low_rank import Adapter, LowRank, Target, make_adapter
 from recipe_jax.layers.masks import Mask
@@ -330,13 +331,13 @@ class Attention(nnx.Module):
         if slopes is not None:
             bias = alibi_bias(slopes, indices, jnp.arange(capacity)[None])
         bias = jnp.where(allowed, bias, jnp.finfo(jnp.float32).min)
-        attended = self.attend(
-            self._query_heads(x, indices),
-            *heads_of(cache, layer),
-            bias=bias,
-            softcap=self.cfg.softcap,
-        )
-        return self._project_back(attended), cache
+        query = self._query_heads(x, indices)
+
+        def attend(size: int) -> jax.Array:
+            heads = heads_of(cache, layer, size)
+            return self.attend(query, *heads, bias=bias[..., :size], softcap=self.cfg.softcap)
+
+        return self._project_back(read_filled(cache, attend)), cache
 
     def empty_cache(
         self, batch_size: int, capacity: int, dtype: jnp.dtype = _FLOAT32

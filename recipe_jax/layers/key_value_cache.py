@@ -1,10 +1,15 @@
 """Keys and values of the tokens read so far, in arrays of a fixed size."""
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+NUM_PARTS = 4
+"""Of a cache, that can be read without the rest."""
 
 
 class KeyValueCache(NamedTuple):
@@ -82,13 +87,39 @@ def append(
 
 
 def heads_of(
-    cache: KeyValueCache, layer: Int[Array, ""] | None = None
+    cache: KeyValueCache, layer: Int[Array, ""] | None = None, size: int | None = None
 ) -> tuple[Float[Array, "b s k d"], Float[Array, "b s k d"]]:
-    """Keys and values of one layer, as attention takes them."""
+    """Keys and values of one layer, as attention takes them; of the first `size` tokens."""
     keys, values = cache.keys, cache.values
     if layer is not None:
         keys, values = keys[layer], values[layer]
+    keys, values = keys[..., :size], values[..., :size, :]
     return keys.transpose(0, 3, 1, 2), values.swapaxes(1, 2)
+
+
+def read_filled(
+    cache: KeyValueCache, read: Callable[[int], Float[Array, "..."]]
+) -> Float[Array, "..."]:
+    """Read a part of the cache that holds the tokens of every row, not the room behind them.
+
+    On CPU, where a step of decoding takes as long as what it reads, the part is the smallest that
+    suffices of a few; elsewhere a branch would wait for the device, and the part is all.
+
+    Args:
+        cache: of one layer, the new tokens written.
+        read: what is done with the first tokens, given how many.
+    """
+    sizes = sorted({-(-cache.capacity * part // NUM_PARTS) for part in range(1, NUM_PARTS + 1)})
+    needed = jnp.searchsorted(jnp.array(sizes), cache.lengths.max())
+
+    def smallest(needed: Array) -> Array:
+        return jax.lax.switch(needed, [functools.partial(read, size) for size in sizes])
+
+    def all_of_it(needed: Array) -> Array:
+        del needed
+        return read(cache.capacity)
+
+    return jax.lax.platform_dependent(needed, cpu=smallest, default=all_of_it)
 
 
 _Pair: TypeAlias = tuple[Array, Array]

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from recipe_jax.layers import key_value_cache
-from recipe_jax.layers.key_value_cache import KeyValueCache, append, empty_key_value_cache, fill
+from recipe_jax.layers.key_value_cache import (
+    KeyValueCache,
+    append,
+    empty_key_value_cache,
+    fill,
+    read_filled,
+)
 from recipe_jax.layers.key_value_cache import heads_of as read
 
 B, K, D, CAPACITY, LAYERS = 3, 2, 4, 7, 2
@@ -54,6 +60,27 @@ def test_a_filled_cache_gives_back_its_tokens():
     assert cache.capacity == 5 and cache.lengths.tolist() == [5] * B
     np.testing.assert_array_equal(read(cache)[0], keys)
     np.testing.assert_array_equal(read(cache)[1], values)
+
+
+@pytest.mark.parametrize("capacity", [1, 2, 7, 64])
+def test_of_a_cache_the_smallest_part_is_read_that_holds_every_row(capacity):
+    cache = empty_key_value_cache(2, capacity, K, D, jnp.dtype(jnp.float32))
+    parts = sorted({-(-capacity * quarter // 4) for quarter in (1, 2, 3, 4)})
+
+    @jax.jit
+    def size_read(longest):
+        rows = cache._replace(lengths=jnp.stack([longest, jnp.int32(0)]))
+        return read_filled(rows, lambda size: jnp.float32(size))
+
+    for longest in range(capacity + 1):
+        expected = min(part for part in parts if part >= longest)
+        assert size_read(jnp.int32(longest)) == expected
+
+
+def test_the_first_tokens_of_a_filled_cache():
+    keys, values = draw(5), draw(5)
+    first = read(fill(keys, values), size=3)
+    np.testing.assert_array_equal(jnp.stack(first), jnp.stack([keys[:, :3], values[:, :3]]))
 
 
 def test_writing_takes_memory_for_the_tokens_not_for_the_cache():
