@@ -64,7 +64,7 @@ def attention_grid(
     """Attention of every layer (rows) and head (columns), one hue, each on the same scale.
 
     Args:
-        weights: of query `t` on key `s`.
+        weights: of query `t` on key `s`, such as `CausalLanguageModel.weights(tokens)[:, 0]`.
         tokens: labels of the keys, if they are few enough to be read.
         title: above the picture.
 

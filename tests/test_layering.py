@@ -18,6 +18,8 @@ ALLOWED = {
     "transformer_plots": {"plots"},
     "diets": set(),
     "describe": {"functional"},
+    "marked_values": set(),
+    "activations": {"functional", "marked_values"},
     "layers": {"functional"},
     "models": {"layers", "batches", "functional"},
     "data": {"batches"},
@@ -28,7 +30,16 @@ ALLOWED = {
 }
 """Part -> the other parts of recipe_jax that it may import."""
 
-ACCELERATOR = {"layers", "models", "training", "functional", "sharding", "batches"}
+ACCELERATOR = {
+    "activations",
+    "batches",
+    "functional",
+    "layers",
+    "marked_values",
+    "models",
+    "sharding",
+    "training",
+}
 ON_ACCELERATORS = {"jax", "flax", "optax", "orbax", "numpy", "jaxtyping"}
 """What those parts may import beside the standard library, to run on a bare accelerator machine."""
 

@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Float32, Int, PRNGKeyArray
 
 from recipe_jax.layers.dropout import check_rate, dropout
@@ -375,7 +376,9 @@ class Attention(nnx.Module):
         heads = _project(x, self.query, self.query_bias, self.query_adapter)
         if self.query_norm is not None:
             heads = self.query_norm(heads)
-        return heads if indices is None else self.positions.rotate(heads, indices)
+        if indices is not None:
+            heads = self.positions.rotate(heads, indices)
+        return checkpoint_name(heads, "query")
 
     def _key_value_heads(
         self, x: Float[Array, "b s c"], indices: Int[Array, "#b s"] | None
@@ -385,10 +388,13 @@ class Attention(nnx.Module):
             keys = self.key_norm(keys)
         if indices is not None:
             keys = self.positions.rotate(keys, indices)
-        return keys, _project(x, self.value, self.value_bias, self.value_adapter)
+        values = _project(x, self.value, self.value_bias, self.value_adapter)
+        return checkpoint_name(keys, "key"), checkpoint_name(values, "value")
 
     def _project_back(self, heads: Float[Array, "b t h d"]) -> Float[Array, "b t e"]:
-        return _project(heads, self.output, self.output_bias, self.output_adapter, num_summed=2)
+        heads = checkpoint_name(heads, "attended")
+        y = _project(heads, self.output, self.output_bias, self.output_adapter, num_summed=2)
+        return checkpoint_name(y, "output")
 
 
 def _project(

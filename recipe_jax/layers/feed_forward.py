@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias, get_args
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from recipe_jax.layers.dropout import check_rate, dropout, split_key
@@ -183,7 +184,9 @@ class FeedForward(nnx.Module):
             hidden = activate(self.cfg.activation, self.up(x))
         else:
             hidden = activate(self.cfg.activation, self.gate(x)) * self.up(x)
-        return self.down(dropout(hidden, self.cfg.dropout_rate, key))
+        hidden = checkpoint_name(hidden, "hidden")
+        y = self.down(dropout(hidden, self.cfg.dropout_rate, key))
+        return checkpoint_name(y, "output")
 
 
 class FeedForwardBlock(nnx.Module):

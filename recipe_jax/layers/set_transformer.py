@@ -6,8 +6,10 @@ No block knows positions: permuting the members permutes the outputs, pooling gi
 import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from recipe_jax.layers.attention import Attend, Attention, AttentionConfig, dot_product_attention
@@ -95,9 +97,13 @@ class MultiheadAttentionBlock(nnx.Module):
         """
         first, second = split_key(key, 2)
         rate = self.cfg.dropout_rate
-        attended = self.attention(x, y, mask=Mask(key_lengths=y_lengths))
+        with jax.named_scope("attention"):
+            attended = self.attention(x, y, mask=Mask(key_lengths=y_lengths))
         x = self.attention_norm(x + dropout(attended, rate, first))
-        return self.feed_forward_norm(x + dropout(self.feed_forward(x), rate, second))
+        with jax.named_scope("feed_forward"):
+            fed = self.feed_forward(x)
+        x = self.feed_forward_norm(x + dropout(fed, rate, second))
+        return checkpoint_name(x, "residual")
 
 
 class SetAttentionBlock(nnx.Module):
@@ -158,7 +164,10 @@ class InducedSetAttentionBlock(nnx.Module):
         """What each member becomes; `lengths` counts real members, `key` is for dropout."""
         first, second = split_key(key, 2)
         points = _repeat(self.points, x)
-        return self.spread(x, self.gather(points, x, y_lengths=lengths, key=first), key=second)
+        with jax.named_scope("gather"):
+            gathered = self.gather(points, x, y_lengths=lengths, key=first)
+        with jax.named_scope("spread"):
+            return self.spread(x, gathered, key=second)
 
 
 class AttentionPooling(nnx.Module):
@@ -194,7 +203,8 @@ class AttentionPooling(nnx.Module):
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "b n e"]:
         """One vector per seed; `lengths` counts real members, `key` is for dropout."""
-        members = self.feed_forward(x)
+        with jax.named_scope("members"):
+            members = self.feed_forward(x)
         return self.block(_repeat(self.seeds, x), members, y_lengths=lengths, key=key)
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Float32, Int, PRNGKeyArray
 
 from recipe_jax.functional import Params, purify, stack
@@ -172,7 +173,8 @@ class Block(nnx.Module):
     ) -> Float[Array, "b t e"]:
         """Transform the tokens; arguments as for `Stack`."""
         keys = split_key(key, 3)
-        y = self.attention(self._enter(self.attention_norm, x), mask=mask, indices=indices)
+        with jax.named_scope("attention"):
+            y = self.attention(self._enter(self.attention_norm, x), mask=mask, indices=indices)
         x = self._leave(self.attention_norm, x, y, keys[0])
         return self._after_attention(x, context, context_mask, keys[1:])
 
@@ -186,9 +188,10 @@ class Block(nnx.Module):
         layer: Int[Array, ""] | None = None,
     ) -> tuple[Float[Array, "b t e"], BlockCache]:
         """Transform new tokens; arguments as for `Stack.decode` and `Attention.decode`."""
-        y, tokens = self.attention.decode(
-            self._enter(self.attention_norm, x), cache.tokens, mask=mask, layer=layer
-        )
+        with jax.named_scope("attention"):
+            y, tokens = self.attention.decode(
+                self._enter(self.attention_norm, x), cache.tokens, mask=mask, layer=layer
+            )
         x = self._leave(self.attention_norm, x, y, None)
         x = self._after_attention(x, cache.context, context_mask, (None, None))
         return x, BlockCache(tokens, cache.context)
@@ -216,7 +219,8 @@ class Block(nnx.Module):
         tokens = self.attention.empty_cache(batch_size, capacity, dtype)
         if self.cross_attention is None or context is None:
             return BlockCache(tokens)
-        return BlockCache(tokens, self.cross_attention.read(context))
+        with jax.named_scope("cross_attention"):
+            return BlockCache(tokens, self.cross_attention.read(context))
 
     def _after_attention(
         self,
@@ -227,10 +231,14 @@ class Block(nnx.Module):
     ) -> Float[Array, "b t e"]:
         self._check_context(context)
         if self.cross_attention is not None and self.cross_norm is not None:
-            y = self.cross_attention(self._enter(self.cross_norm, x), context, mask=context_mask)
+            with jax.named_scope("cross_attention"):
+                y = self.cross_attention(
+                    self._enter(self.cross_norm, x), context, mask=context_mask
+                )
             x = self._leave(self.cross_norm, x, y, keys[0])
-        y = self.feed_forward(self._enter(self.feed_forward_norm, x))
-        return self._leave(self.feed_forward_norm, x, y, keys[1])
+        with jax.named_scope("feed_forward"):
+            y = self.feed_forward(self._enter(self.feed_forward_norm, x))
+        return checkpoint_name(self._leave(self.feed_forward_norm, x, y, keys[1]), "residual")
 
     def _enter(self, norm: Norm, x: Float[Array, "b t e"]) -> Float[Array, "b t e"]:
         return norm(x) if self.cfg.norm_order == "pre" else x
@@ -332,7 +340,7 @@ class Stack(nnx.Module):
             return y, None
 
         keys = None if key is None else jax.random.split(key, self.cfg.num_layers)
-        x, _ = self._scan(step, x, (params, keys))
+        x, _ = self._scan(step, checkpoint_name(x, "embeddings"), (params, keys))
         return self._finish(x)
 
     def decode(
@@ -374,7 +382,7 @@ class Stack(nnx.Module):
             return (x, after.tokens.keys, after.tokens.values), None
 
         layers = (params, cache.context, jnp.arange(self.cfg.num_layers))
-        carry = (x, tokens.keys, tokens.values)
+        carry = (checkpoint_name(x, "embeddings"), tokens.keys, tokens.values)
         (x, keys, values), _ = jax.lax.scan(step, carry, layers, unroll=self.unroll)
         tokens = KeyValueCache(keys, values, tokens.lengths + added)
         return self._finish(x), cache._replace(tokens=tokens)
@@ -428,4 +436,4 @@ class Stack(nnx.Module):
         return jax.lax.scan(step, x, layers, unroll=self.unroll)
 
     def _finish(self, x: Float[Array, "b t e"]) -> Float[Array, "b t e"]:
-        return x if self.final_norm is None else self.final_norm(x)
+        return checkpoint_name(x if self.final_norm is None else self.final_norm(x), "states")

@@ -136,7 +136,8 @@ class AutoregressiveAmounts(nnx.Module):
         """Each member's state, knowing all foods and no amount; arguments as for `__call__`."""
         table = self.embedding(molecules)
         x = gather_foods(table, jnp.zeros(table.shape[1]), foods)
-        return self.encoder(x, mask=Mask(key_lengths=lengths, query_lengths=lengths), key=key)
+        with jax.named_scope("encoder"):
+            return self.encoder(x, mask=Mask(key_lengths=lengths, query_lengths=lengths), key=key)
 
     def given_earlier(
         self,
@@ -154,7 +155,8 @@ class AutoregressiveAmounts(nnx.Module):
         earlier = jnp.tril(jnp.ones((m, m), bool), -1)[None, None]
         alone = Mask(window=1, query_lengths=lengths)
         before = Mask(dense=earlier, query_lengths=lengths)
-        queries = self.decoder(states, visited, mask=alone, context_mask=before, key=key)
+        with jax.named_scope("decoder"):
+            queries = self.decoder(states, visited, mask=alone, context_mask=before, key=key)
         return self.head(queries, foods)
 
     def empty_cache(self, batch_size: int, capacity: int) -> BlockCache:
@@ -178,7 +180,8 @@ class AutoregressiveAmounts(nnx.Module):
             cache: of these.
         """
         before = Mask(key_lengths=jnp.full(foods.shape, place))
-        query, _ = self.decoder.decode(state[:, None], cache, context_mask=before)
+        with jax.named_scope("decoder"):
+            query, _ = self.decoder.decode(state[:, None], cache, context_mask=before)
         return self.head(query[:, 0], foods)
 
     def visit(
@@ -190,7 +193,8 @@ class AutoregressiveAmounts(nnx.Module):
     ) -> BlockCache:
         """The cache with one more member and its amount; arguments as for `next_logits`."""
         visited = state + self.amounts(grams)
-        new = self.decoder.empty_cache(state.shape[0], 1, visited[:, None]).context
+        with jax.named_scope("decoder"):
+            new = self.decoder.empty_cache(state.shape[0], 1, visited[:, None]).context
         kept = cache.context
         if new is None or kept is None:
             raise ValueError("the cache is none of empty_cache: it has no context")

@@ -122,8 +122,22 @@ class CausalLanguageModel(nnx.Module):
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "b t e"]:
         """What the output layer reads; arguments as for `__call__`."""
-        mask = Mask(causal=True, query_segments=segments, key_segments=segments)
-        return self.stack(self._embed(tokens, indices), mask=mask, key=key, indices=indices)
+        x, mask = self._embed(tokens, indices), _causal(segments)
+        return self.stack(x, mask=mask, key=key, indices=indices)
+
+    def weights(
+        self,
+        tokens: Int[Array, "b t"],
+        *,
+        segments: Int[Array, "b t"] | None = None,
+        indices: Int[Array, "#b t"] | None = None,
+    ) -> Float32[Array, "layers b h t t"]:
+        """Attention of every layer and head, query by key; arguments as for `__call__`.
+
+        `recipe_jax.transformer_plots.attention_grid(weights[:, row])` draws those of one row.
+        """
+        x, mask = self._embed(tokens, indices), _causal(segments)
+        return self.stack.weights(x, mask=mask, indices=indices)
 
     def logits(self, states: Float[Array, "... e"]) -> Float32[Array, "... v"]:
         """Logits of all tokens for each state."""
@@ -231,6 +245,10 @@ def token_terms(
     nats = jnp.where(counts, weights * (jax.nn.logsumexp(logits, axis=-1) - picked), 0.0)
     correct = jnp.where(counts & (picked >= jnp.max(logits, axis=-1)), weights, 0.0)
     return NextTokenTerms(nats.sum(axis=1), weights.sum(axis=1), correct.sum(axis=1))
+
+
+def _causal(segments: Int[Array, "b t"] | None) -> Mask:
+    return Mask(causal=True, query_segments=segments, key_segments=segments)
 
 
 def _chunked(x: Shaped[Array, "b t ..."], size: int) -> Shaped[Array, "chunks b {size} ..."]:

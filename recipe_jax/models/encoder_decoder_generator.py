@@ -113,13 +113,14 @@ class EncoderDecoderGenerator(nnx.Module):
         is_start = (place == given[:, None])[..., None]
         x = jnp.where(is_start, self.start.get_value()[None, None], x)
         written = (place >= given[:, None]).astype(jnp.int32)
-        states = self.decoder(
-            x,
-            pantry,
-            mask=Mask(causal=True, query_segments=written, key_segments=written),
-            context_mask=Mask(key_lengths=given),
-            key=decoder_key,
-        )
+        with jax.named_scope("decoder"):
+            states = self.decoder(
+                x,
+                pantry,
+                mask=Mask(causal=True, query_segments=written, key_segments=written),
+                context_mask=Mask(key_lengths=given),
+                key=decoder_key,
+            )
         return self.logits(table, states)
 
     def encode(
@@ -132,7 +133,8 @@ class EncoderDecoderGenerator(nnx.Module):
     ) -> Float[Array, "b p e"]:
         """States of the pantry's foods; those beyond `lengths` mean nothing."""
         x = gather_foods(table, self.end.get_value(), foods)
-        return self.encoder(x, mask=Mask(key_lengths=lengths), key=key)
+        with jax.named_scope("encoder"):
+            return self.encoder(x, mask=Mask(key_lengths=lengths), key=key)
 
     def logits(
         self, table: Float[Array, "v e"], states: Float[Array, "b t e"]
@@ -155,7 +157,8 @@ class EncoderDecoderGenerator(nnx.Module):
         # One more food makes room where p is 0; the mask hides it.
         foods = jnp.pad(foods, ((0, 0), (0, 1)), constant_values=table.shape[0])
         states = self.encode(table, foods, lengths)
-        cache = self.decoder.empty_cache(foods.shape[0], self.cfg.max_foods + 1, states)
+        with jax.named_scope("decoder"):
+            cache = self.decoder.empty_cache(foods.shape[0], self.cfg.max_foods + 1, states)
         if cache.context is None:
             raise ValueError("the decoder has no cross-attention")
         known = jnp.broadcast_to(lengths, cache.context.lengths.shape)
@@ -185,12 +188,14 @@ class EncoderDecoderGenerator(nnx.Module):
         if cache.context is None:
             raise ValueError("cache has no pantry: make it by encode_prompt or empty_cache")
         rows = jnp.concatenate([table, self.end.get_value()[None], self.start.get_value()[None]])
-        states, cache = self.decoder.decode(
-            rows[foods],
-            cache,
-            mask=Mask(causal=True, query_lengths=lengths),
-            context_mask=Mask(key_lengths=cache.context.lengths[0]),
-        )
+        x = rows[foods]
+        with jax.named_scope("decoder"):
+            states, cache = self.decoder.decode(
+                x,
+                cache,
+                mask=Mask(causal=True, query_lengths=lengths),
+                context_mask=Mask(key_lengths=cache.context.lengths[0]),
+            )
         return self.logits(table, states), cache
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Int, PRNGKeyArray
@@ -124,13 +125,14 @@ class EncoderDecoderTransformer(nnx.Module):
         encoder_key, decoder_key, embedding_key = split_key(key, 3)
         context = self.encode(source, key=encoder_key)
         x = self.positions(self.embedding(target))
-        states = self.decoder(
-            dropout(x, self.cfg.transformer.dropout_rate, embedding_key),
-            context,
-            mask=Mask(causal=True),
-            context_mask=Mask(key_lengths=source.lengths),
-            key=decoder_key,
-        )
+        with jax.named_scope("decoder"):
+            states = self.decoder(
+                dropout(x, self.cfg.transformer.dropout_rate, embedding_key),
+                context,
+                mask=Mask(causal=True),
+                context_mask=Mask(key_lengths=source.lengths),
+                key=decoder_key,
+            )
         return self.logits(states)
 
     def encode(self, source: Source, *, key: PRNGKeyArray | None = None) -> Float[Array, "b s e"]:
@@ -139,7 +141,8 @@ class EncoderDecoderTransformer(nnx.Module):
         embedding_key, key = split_key(key, 2)
         x = self.positions(table(source.tokens))
         x = dropout(x, self.cfg.transformer.dropout_rate, embedding_key)
-        return self.encoder(x, mask=Mask(key_lengths=source.lengths), key=key)
+        with jax.named_scope("encoder"):
+            return self.encoder(x, mask=Mask(key_lengths=source.lengths), key=key)
 
     def logits(self, states: Float[Array, "... e"]) -> Float32[Array, "... v"]:
         """Logits of all target tokens for each state."""
@@ -161,7 +164,9 @@ class EncoderDecoderTransformer(nnx.Module):
             raise ValueError(
                 f"capacity={capacity} must be at most max_positions={self.cfg.max_positions}"
             )
-        cache = self.decoder.empty_cache(batch_size, capacity, self.encode(context))
+        states = self.encode(context)
+        with jax.named_scope("decoder"):
+            cache = self.decoder.empty_cache(batch_size, capacity, states)
         if cache.context is None:
             raise ValueError("the decoder has no cross-attention")
         known = jnp.broadcast_to(context.lengths, cache.context.lengths.shape)
@@ -180,12 +185,14 @@ class EncoderDecoderTransformer(nnx.Module):
         if cache.context is None:
             raise ValueError("the cache has no source: make it by empty_cache")
         indices = cache.tokens.lengths[0][:, None] + jnp.arange(tokens.shape[1])[None]
-        return self.decoder.decode(
-            self.positions(self.embedding(tokens), indices),
-            cache,
-            mask=Mask(causal=True, query_lengths=lengths),
-            context_mask=Mask(key_lengths=cache.context.lengths[0]),
-        )
+        x = self.positions(self.embedding(tokens), indices)
+        with jax.named_scope("decoder"):
+            return self.decoder.decode(
+                x,
+                cache,
+                mask=Mask(causal=True, query_lengths=lengths),
+                context_mask=Mask(key_lengths=cache.context.lengths[0]),
+            )
 
 
 def sequence_pair_loss(
