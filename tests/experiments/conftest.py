@@ -6,7 +6,7 @@ import jax
 import pytest
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def quickly_compiled() -> Iterator[None]:
     """A third of the seconds for the same numbers, here and in processes that a test starts."""
     with pytest.MonkeyPatch.context() as patched:
