@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from recipe_jax.data.foods import replace_file
+
+_PROJECT = Path(__file__).resolve().parents[1]
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn")
 
@@ -38,7 +41,7 @@ def make_record(command: str, **results: Any) -> dict[str, Any]:
 def command_line(command: str, flags: Any, *, always: Sequence[str] = ()) -> str:
     """The command line that does this again, without what is its default anyway.
 
-    Folders outside the project are called DIR, for data, and RUN.
+    No place of this machine is in it: see `place_of`.  The run folder is called RUN.
 
     Args:
         command: after `python -m`.
@@ -63,9 +66,25 @@ def command_line(command: str, flags: Any, *, always: Sequence[str] = ()) -> str
 def _word(name: str, value: Any) -> str:
     if not isinstance(value, Path):
         return str(value)
-    if name in ("data", "prepared"):
-        return "DIR"
-    return "RUN" if name == "run" or value.is_absolute() else value.as_posix()
+    if name == "run":
+        return "RUN"
+    place = place_of(value)
+    return "DIR" if name in ("data", "prepared") and place.startswith("DIR") else place
+
+
+def place_of(path: Path) -> str:
+    """A path as somebody else would write it.
+
+    Returns:
+        The path from the repository, or from `$RECIPE_JAX_DATA`, or as `DIR/name` where it lies
+        in neither: nobody else has that folder.
+    """
+    roots = {".": str(_PROJECT), "$RECIPE_JAX_DATA": os.environ.get("RECIPE_JAX_DATA")}
+    whole = Path(os.path.abspath(path))
+    for name, root in roots.items():
+        if root and whole.is_relative_to(os.path.abspath(root)):
+            return Path(name, whole.relative_to(os.path.abspath(root))).as_posix()
+    return f"DIR/{path.name}"
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
@@ -83,7 +102,10 @@ def check_writable(path: Path) -> None:
     """
     if path.is_dir():
         raise IsADirectoryError(f"{path}: is a folder, must be a file to write the record to")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(f"{path.parent}: is a file, must be a folder") from error
     with tempfile.TemporaryFile(dir=path.parent):
         pass
 
