@@ -62,20 +62,20 @@ def pad_recipes(
 
 
 class EpochPlan:
-    """Which recipes form which batch of which epoch; a pure function of its arguments.
+    """Which examples form which batch of which epoch; a pure function of its arguments.
 
-    Every epoch shuffles the recipes, fills buckets in that order and shuffles the full batches.
+    Every epoch shuffles the examples, fills buckets in that order and shuffles the full batches.
     What is left over in the buckets at the end of an epoch is dropped for that epoch; the shuffle
-    makes it other recipes each time.  A bucket that can never fill a batch is merged upwards.
+    makes it other examples each time.  A bucket that can never fill a batch is merged upwards.
     """
 
     def __init__(
         self, sizes: Int64[np.ndarray, "n"], *, batch_size: int, buckets: Sequence[int], seed: int
     ):
         if len(sizes) < batch_size:
-            raise ValueError(f"batch_size={batch_size} must be at most the {len(sizes)} recipes")
+            raise ValueError(f"batch_size={batch_size} must be at most the {len(sizes)} examples")
         if sizes.max() > buckets[-1]:
-            raise ValueError(f"a recipe of {sizes.max()} foods is above the model's {buckets[-1]}")
+            raise ValueError(f"an example of size {sizes.max()} must be at most {buckets[-1]}")
         self.batch_size = batch_size
         self.seed = seed
         self.bucket_sizes, self.bucket_of = _merge_buckets(sizes, batch_size, buckets)
@@ -83,7 +83,7 @@ class EpochPlan:
         self.batches_per_epoch = int((counts // batch_size).sum())
 
     def batch(self, index: int) -> tuple[Int64[np.ndarray, "b"], int]:
-        """The recipes of batch `index`, counted over all epochs, and their padded size."""
+        """The examples of batch `index`, counted over all epochs, and their padded size."""
         epoch, place = divmod(index, self.batches_per_epoch)
         return self._epoch(epoch)[place]
 
@@ -102,7 +102,7 @@ class EpochPlan:
 def _merge_buckets(
     sizes: Int64[np.ndarray, "n"], batch_size: int, buckets: Sequence[int]
 ) -> tuple[list[int], Int64[np.ndarray, "n"]]:
-    """Drop the boundary of any bucket with fewer recipes than one batch."""
+    """Drop the boundary of any bucket with fewer examples than one batch."""
     kept = list(buckets)
     while len(kept) > 1:
         counts = np.bincount(np.searchsorted(kept, sizes), minlength=len(kept))

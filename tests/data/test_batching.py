@@ -86,8 +86,8 @@ def test_a_bucket_that_never_fills_a_batch_is_merged_upwards():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 201}, "batch_size=201 must be at most the 200 recipes"),
-        ({"buckets": (4, 8)}, "a recipe of 12 foods is above the model's 8"),
+        ({"batch_size": 201}, "batch_size=201 must be at most the 200 examples"),
+        ({"buckets": (4, 8)}, "an example of size 12 must be at most 8"),
     ],
 )
 def test_impossible_plans_are_refused(options, message):
