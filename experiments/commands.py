@@ -49,6 +49,34 @@ def run_command(package: str, commands: Mapping[str, str], arguments: Sequence[s
     return 0
 
 
+def check_least(flags: Any, **least_of: float) -> None:
+    """Refuse flags below the least that makes sense; None is no value.
+
+    Args:
+        flags: their dataclass.
+        least_of: field -> the least.
+
+    Raises:
+        ValueError: names the flag.
+    """
+    for name, least in least_of.items():
+        value = getattr(flags, name)
+        if value is not None and not least <= value < float("inf"):
+            flag = f"--{name.replace('_', '-')}"
+            rule = "finite" if value == float("inf") else f"at least {least}"
+            raise ValueError(f"{flag} {value} must be {rule}")
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that numpy or JAX would not take.
+
+    Raises:
+        ValueError: names the flag.
+    """
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"--seed {seed} must be from 0 to {2**63 - 1}")
+
+
 def parse(kind: type, arguments: Sequence[str], program: str, about: str | None) -> Any:
     """Flags from a command line.
 
@@ -59,7 +87,8 @@ def parse(kind: type, arguments: Sequence[str], program: str, about: str | None)
         about: what it does, for its help.
 
     Raises:
-        ValueError: what the flags' own rule says, which tyro would wrap in a box and a traceback.
+        ValueError: what a rule of the flags says, or of a value that they are made of, which tyro
+            would wrap in a box and a traceback.
         SystemExit: help, or a command line that cannot be parsed.
     """
     said = io.StringIO()
@@ -70,7 +99,8 @@ def parse(kind: type, arguments: Sequence[str], program: str, about: str | None)
         error: BaseException | None = stopped
         while error is not None:
             frames = traceback.extract_tb(error.__traceback__)
-            if isinstance(error, ValueError) and frames[-1].name == "__post_init__":
+            checked = any(frame.name == "__post_init__" for frame in frames)
+            if isinstance(error, ValueError) and checked:
                 raise error from None
             error = error.__context__
         print(said.getvalue(), end="", file=sys.stderr)

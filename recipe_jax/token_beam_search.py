@@ -7,11 +7,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Bool, Float32, Int
 
-from recipe_jax.token_decoding import Constraint, TokensSoFar, prefill
+from recipe_jax.token_decoding import Constraint, TokensSoFar, check_prompts, prefill
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,26 +111,13 @@ def beam_search_tokens(
     Raises:
         ValueError: an empty prompt or no room for the new tokens.
     """
-    _check(prompt, prompt_lengths, max_new_tokens)
+    check_prompts(prompt, prompt_lengths, max_new_tokens)
     ends = jnp.asarray(ends, jnp.int32).reshape(1, -1) if isinstance(ends, Sequence) else ends
     if constraint is not None and not isinstance(constraint, jax.tree_util.Partial):
         constraint = jax.tree_util.Partial(constraint)
     capacity = prompt.shape[1] + max_new_tokens
     logits, cache = prefill(fn, params, prompt, prompt_lengths, capacity=capacity, context=context)
     return _search_from(fn, params, logits, cache, ends, constraint, max_new_tokens, search)
-
-
-def _check(prompt: Int[Array, "b p"], prompt_lengths: Int[Array, "b"], max_new_tokens: int) -> None:
-    p = prompt.shape[1]
-    if not isinstance(prompt_lengths, Tracer):
-        lengths = np.asarray(prompt_lengths)
-        for row in np.flatnonzero((lengths < 1) | (lengths > p)):
-            raise ValueError(
-                f"prompt {row} has {lengths[row]} tokens, must have from 1 to {p}: start an empty "
-                "text with the token that begins one"
-            )
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 1")
 
 
 @functools.partial(jax.jit, static_argnames=("fn", "max_new_tokens", "search"))

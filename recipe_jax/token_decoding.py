@@ -143,6 +143,41 @@ def generate(
     Raises:
         ValueError: an empty prompt, no room for the new tokens, or sampling without a key.
     """
+    check_prompts(prompt, prompt_lengths, max_new_tokens)
+    if key is None and sampling.temperature > 0:
+        raise ValueError(f"temperature={sampling.temperature} needs a key; 0 needs none")
+    ends = jnp.asarray(ends, jnp.int32).reshape(1, -1) if isinstance(ends, Sequence) else ends
+    if constraint is not None and not isinstance(constraint, jax.tree_util.Partial):
+        constraint = jax.tree_util.Partial(constraint)
+    logits, cache = prefill(
+        fn,
+        params,
+        prompt,
+        prompt_lengths,
+        capacity=prompt.shape[1] + max_new_tokens,
+        context=context,
+    )
+    penalised = getattr(sampling, "repetition_penalty", 1.0) != 1.0
+    seen = _tokens_of(prompt, prompt_lengths, logits.shape[-1]) if penalised else None
+    key = jax.random.key(0) if key is None else key
+    return _generate_from(
+        fn, params, logits, cache, seen, ends, key, constraint, max_new_tokens, sampling, on_token
+    )
+
+
+def check_prompts(
+    prompt: Int[Array, "b p"], prompt_lengths: Int[Array, "b"], max_new_tokens: int
+) -> None:
+    """Refuse what cannot be continued; under jit lengths are not known, and not checked.
+
+    Args:
+        prompt: tokens, padded on the right.
+        prompt_lengths: tokens of each prompt.
+        max_new_tokens: most tokens to generate.
+
+    Raises:
+        ValueError: an empty prompt, one longer than its row, or no token to generate.
+    """
     p = prompt.shape[1]
     if not isinstance(prompt_lengths, Tracer):
         lengths = np.asarray(prompt_lengths)
@@ -153,20 +188,6 @@ def generate(
             )
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 1")
-    if key is None and sampling.temperature > 0:
-        raise ValueError(f"temperature={sampling.temperature} needs a key; 0 needs none")
-    ends = jnp.asarray(ends, jnp.int32).reshape(1, -1) if isinstance(ends, Sequence) else ends
-    if constraint is not None and not isinstance(constraint, jax.tree_util.Partial):
-        constraint = jax.tree_util.Partial(constraint)
-    logits, cache = prefill(
-        fn, params, prompt, prompt_lengths, capacity=p + max_new_tokens, context=context
-    )
-    penalised = getattr(sampling, "repetition_penalty", 1.0) != 1.0
-    seen = _tokens_of(prompt, prompt_lengths, logits.shape[-1]) if penalised else None
-    key = jax.random.key(0) if key is None else key
-    return _generate_from(
-        fn, params, logits, cache, seen, ends, key, constraint, max_new_tokens, sampling, on_token
-    )
 
 
 @functools.partial(jax.jit, static_argnames=("fn", "capacity"))

@@ -8,6 +8,7 @@ from tiny_language_model import VOCAB_SIZE, tiny_model
 from tolerances import assert_close
 
 from recipe_jax.decoding import Sampling
+from recipe_jax.token_beam_search import beam_search_tokens
 from recipe_jax.token_decoding import TokenSampling, generate
 
 FN, PARAMS = tiny_model()
@@ -194,21 +195,30 @@ def test_no_step_reads_the_text_again():
     assert flops(2) == flops(20)
 
 
+RANGE = "must have from 1 to 6: start an empty text with the token that begins one"
+
+
+@pytest.mark.parametrize("decode", [generate, beam_search_tokens])
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prompt_lengths": [3, 0, 6]}, "prompt 1 has 0 tokens, must have from 1 to 6"),
-        ({"prompt_lengths": [3, 1, 7]}, "prompt 2 has 7 tokens"),
+        ({"prompt_lengths": [3, 0, 6]}, f"prompt 1 has 0 tokens, {RANGE}"),
+        ({"prompt_lengths": [3, 1, 7]}, f"prompt 2 has 7 tokens, {RANGE}"),
         ({"max_new_tokens": 0}, "max_new_tokens=0 must be at least 1"),
         ({"max_new_tokens": 35}, "capacity=41 must be at most max_positions=40"),
-        ({"sampling": Sampling()}, "temperature=1.0 needs a key"),
     ],
 )
-def test_what_cannot_be_continued_is_refused(options, message):
+def test_what_cannot_be_continued_is_refused_in_the_same_words(decode, options, message):
     given = {"prompt_lengths": LENGTHS, "max_new_tokens": NEW} | options
     lengths = jnp.asarray(given.pop("prompt_lengths"), jnp.int32)
-    with pytest.raises(ValueError, match=message):
-        generate(FN, PARAMS, jnp.asarray(PROMPT), lengths, **given)
+    with pytest.raises(ValueError) as caught:
+        decode(FN, PARAMS, jnp.asarray(PROMPT), lengths, **given)
+    assert str(caught.value) == message
+
+
+def test_a_draw_needs_a_key():
+    with pytest.raises(ValueError, match=r"temperature=1\.0 needs a key; 0 needs none"):
+        run(sampling=Sampling())
 
 
 def test_a_penalty_that_cannot_be_is_refused():

@@ -11,8 +11,9 @@ import jax
 import numpy as np
 from rich.console import Console
 
+from experiments.commands import check_least
 from experiments.language_model.checkpoints import read_checkpoint
-from experiments.language_model.train import make_validation
+from experiments.language_model.train import make_validation, row_length
 from experiments.record import command_line, make_record, write_record
 from recipe_jax.data.packing import TokenSequences, split_long
 from recipe_jax.data.texts import read_documents, tokenize_documents
@@ -38,12 +39,15 @@ class Flags:
     batch_size: int = 8
     record: Path | None = None
 
+    def __post_init__(self) -> None:
+        check_least(self, num_tokens=2, batch_size=1)
+
 
 def run(flags: Flags) -> dict[str, Any]:
     """Score, print, write the record."""
     checkpoint = read_checkpoint(flags.model)
     model = checkpoint.model
-    num_tokens = flags.num_tokens or min(model.cfg.max_positions, 512)
+    num_tokens = row_length(flags.num_tokens, model)
     documents = read_documents(flags.text)
     sequences = split_long(tokenize_documents(documents, checkpoint.tokenizer), num_tokens)
     mesh = make_mesh("data=1", jax.devices()[:1])

@@ -7,16 +7,19 @@ import dataclasses
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.commands import check_least, check_seed
 from experiments.language_model.checkpoints import Checkpoint, read_checkpoint
-from recipe_jax.data.texts import render
+from recipe_jax.data.texts import check_characters, render
 from recipe_jax.token_beam_search import TokenBeamSearch, beam_search_tokens
 from recipe_jax.token_decoding import OnToken, TokenSampling, generate
+
+_GREEDY = TokenSampling(temperature=0.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,7 +54,7 @@ class Flags:
     repetition_penalty: float = 1.0
     beams: int | None = None
     stream: bool = False
-    dtype: str = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -61,8 +64,24 @@ class Flags:
             raise ValueError("--system is for --chat")
         if self.stream and (len(self.prompt) > 1 or self.beams is not None):
             raise ValueError("--stream takes one --prompt and no --beams")
-        if self.beams is not None and (self.temperature or self.repetition_penalty != 1.0):
-            raise ValueError("--beams searches for the most probable text: it draws nothing")
+        check_least(self, max_new_tokens=1, beams=1)
+        check_seed(self.seed)
+        sampling = self.sampling  # which checks the rest
+        if self.beams is not None and sampling != _GREEDY:
+            raise ValueError(
+                f"--beams {self.beams} searches for the most probable text and draws nothing: it "
+                "takes no --temperature, --top-k, --top-p or --repetition-penalty"
+            )
+
+    @property
+    def sampling(self) -> TokenSampling:
+        """How a token is drawn."""
+        return TokenSampling(
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            repetition_penalty=self.repetition_penalty,
+        )
 
 
 def run(flags: Flags) -> dict[str, Any]:
@@ -95,6 +114,7 @@ def encode_prompt(flags: Flags, checkpoint: Checkpoint, text: str) -> list[int]:
     if flags.chat:
         system = [{"role": "system", "content": flags.system}] if flags.system else []
         text = render([*system, {"role": "user", "content": text}], tokenizer, prompt=True)
+    check_characters(f"--prompt {text!r}", text)
     begins = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
     tokens = list(tokenizer(text, add_special_tokens=not begins)["input_ids"])
     if not tokens and checkpoint.model.begin is not None:
@@ -128,17 +148,11 @@ def write(
         best = jax.tree.map(lambda x: np.asarray(x)[:, 0], beams)
         tokens, log_probability = best.tokens, best.log_probability
     else:
-        sampling = TokenSampling(
-            temperature=flags.temperature,
-            top_k=flags.top_k,
-            top_p=flags.top_p,
-            repetition_penalty=flags.repetition_penalty,
-        )
         texts = generate(
             *given,
             max_new_tokens=flags.max_new_tokens,
             ends=ends,
-            sampling=sampling,
+            sampling=flags.sampling,
             key=jax.random.key(flags.seed),
             on_token=printer(checkpoint.tokenizer, rows[0]) if flags.stream else None,
         )

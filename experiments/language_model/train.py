@@ -19,8 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.commands import check_least, check_seed
 from experiments.language_model.checkpoints import Checkpoint, read_checkpoint
-from experiments.record import command_line, make_record, write_record
+from experiments.record import command_line, make_record, place_of, write_record
 from recipe_jax.batches import TokenBatch
 from recipe_jax.data.packing import TokenSequences, all_batches, split_long, token_batches
 from recipe_jax.data.texts import read_documents, tokenize_documents
@@ -99,6 +100,9 @@ class Flags:
     progress: bool = True
 
     def __post_init__(self) -> None:
+        check_least(self, steps=1, batch_size=1, num_tokens=2, microbatches=1, evaluate_every=1)
+        check_least(self, learning_rate=0.0, weight_decay=0.0, lora_rank=1, lora_alpha=0.0)
+        check_seed(self.seed)
         if not 0.0 < self.validation_share < 1.0:
             raise ValueError(f"--validation-share {self.validation_share} must be between 0 and 1")
         if self.batch_size % self.microbatches:
@@ -115,12 +119,7 @@ def run(flags: Flags) -> dict[str, Any]:
     start = read_checkpoint(
         flags.model, mesh=mesh, param_dtype="float32", remat=flags.remat, dtype=flags.dtype
     )
-    num_tokens = flags.num_tokens or min(start.model.cfg.max_positions, 512)
-    if num_tokens > start.model.cfg.max_positions:
-        raise ValueError(
-            f"--num-tokens {num_tokens} must be at most the model's "
-            f"max_positions={start.model.cfg.max_positions}"
-        )
+    num_tokens = row_length(flags.num_tokens, start.model)
     training, validation = read_split(flags, start.tokenizer, num_tokens)
     print(
         f"data: {len(training)} sequences of {len(training.tokens)} tokens to learn from, "
@@ -152,6 +151,20 @@ def run(flags: Flags) -> dict[str, Any]:
     return headline
 
 
+def row_length(num_tokens: int | None, model: LanguageModel) -> int:
+    """Tokens of a row: what the flag says, else the model's own length, but at most 512.
+
+    Raises:
+        ValueError: more than the model was made for.
+    """
+    longest = model.cfg.max_positions
+    if num_tokens is not None and num_tokens > longest:
+        raise ValueError(
+            f"--num-tokens {num_tokens} must be at most the model's max_positions={longest}"
+        )
+    return min(longest, 512) if num_tokens is None else num_tokens
+
+
 def write_results(
     flags: Flags, start: Checkpoint, model: LanguageModel, headline: dict[str, Any]
 ) -> None:
@@ -160,7 +173,12 @@ def write_results(
     rows = [json.loads(line) for line in (flags.run / "metrics.jsonl").read_text().splitlines()]
     record = make_record(
         command_line("experiments.language_model train", flags, always=("text",)),
-        config={**to_json(flags), "text": flags.text.name, "model": start.source, "run": "RUN"},
+        config={
+            **to_json(flags),
+            "text": place_of(flags.text),
+            "model": place_of(Path(start.source)),
+            "run": "RUN",
+        },
         validation=[row for row in rows if row["split"] == "validation"],
         **headline,
     )

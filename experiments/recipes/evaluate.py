@@ -12,6 +12,7 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
+from experiments.commands import check_least
 from experiments.recipes.amounts_protocol import (
     amount_queries,
     amount_recipes,
@@ -70,11 +71,7 @@ class Flags:
     record: Path | None = None
 
     def __post_init__(self) -> None:
-        least_of = {"num_orders": 1, "num_candidates": 0, "num_samples": 2, "passes": 1}
-        for name, least in least_of.items():
-            if getattr(self, name) < least:
-                flag = f"--{name.replace('_', '-')}"
-                raise ValueError(f"{flag} {getattr(self, name)} must be at least {least}")
+        check_least(self, num_orders=1, num_candidates=0, num_samples=2, passes=1)
 
 
 def run(flags: Flags) -> dict[str, Any]:

@@ -82,21 +82,50 @@ def tokenize_documents(documents: Sequence[Document], tokenizer: Any) -> TokenSe
 
 
 def render(messages: Messages, tokenizer: Any, *, prompt: bool = False) -> str:
-    """A conversation as the model reads it; with the opening of an answer if `prompt`."""
-    return tokenizer.apply_chat_template(
-        list(messages), tokenize=False, add_generation_prompt=prompt
-    )
+    """A conversation as the model reads it; with the opening of an answer if `prompt`.
+
+    Raises:
+        DataError: a chat template that is broken, or that refuses such a conversation.
+    """
+    try:
+        return tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=prompt
+        )
+    except Exception as error:  # a template is foreign code and may fail in any way
+        roles, reason = [m["role"] for m in messages], " ".join(str(error).split())
+        raise DataError(f"the chat template cannot write the roles {roles} ({reason})") from error
+
+
+def check_characters(place: str, text: str) -> None:
+    """Refuse what no UTF-8 can hold, which is half of a surrogate pair.
+
+    Raises:
+        DataError: names the place and the character.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{place}: character {error.start} is {text[error.start]!r}, which is no character "
+            "of UTF-8"
+        ) from error
 
 
 def _tokenize_messages(
     messages: Messages, tokenizer: Any, number: int
 ) -> tuple[list[int], list[float]]:
-    text, spans = render(messages, tokenizer), []
+    def written(messages: Messages, *, prompt: bool = False) -> str:
+        try:
+            return render(messages, tokenizer, prompt=prompt)
+        except DataError as error:
+            raise DataError(f"conversation {number + 1}: {error}") from error
+
+    text, spans = written(messages), []
     for place, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before = render(messages[:place], tokenizer, prompt=True)
-        after = render(messages[: place + 1], tokenizer)
+        before = written(messages[:place], prompt=True)
+        after = written(messages[: place + 1])
         if not (text.startswith(after) and after.startswith(before)):
             raise DataError(
                 f"conversation {number + 1}: the chat template writes message {place + 1} "
@@ -121,28 +150,32 @@ def _tokenize_messages(
 def _read_row(place: str, line: str) -> Document:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{place}: not readable as JSON ({error})") from error
     if not isinstance(row, dict) or ("messages" in row) == ("text" in row):
         raise DataError(f"{place}: must be an object with either 'messages' or 'text'")
     if "text" in row:
         if not isinstance(row["text"], str) or not row["text"].strip():
             raise DataError(f"{place}: text={row['text']!r} must be a text that is not empty")
+        check_characters(f"{place}: text", row["text"])
         return Document(text=row["text"])
     return Document(messages=tuple(_read_messages(place, row["messages"])))
 
 
 def _read_messages(place: str, messages: Any) -> list[dict[str, str]]:
     if not isinstance(messages, list) or not messages:
-        raise DataError(f"{place}: messages must be a list that is not empty")
+        raise DataError(f"{place}: messages={messages!r} must be a list that is not empty")
     for number, message in enumerate(messages, start=1):
         if not isinstance(message, dict):
-            raise DataError(f"{place}: message {number} must be an object")
+            raise DataError(f"{place}: message {number}={message!r} must be an object")
         role, content = message.get("role"), message.get("content")
         if role not in ROLES:
             raise DataError(f"{place}: message {number}: role={role!r} must be one of {ROLES}")
         if not isinstance(content, str) or not content.strip():
-            raise DataError(f"{place}: message {number}: content must be a text that is not empty")
+            raise DataError(
+                f"{place}: message {number}: content={content!r} must be a text that is not empty"
+            )
+        check_characters(f"{place}: message {number}: content", content)
     if all(message["role"] != "assistant" for message in messages):
         raise DataError(f"{place}: messages must hold one of role 'assistant' to learn from")
     return [{"role": m["role"], "content": m["content"]} for m in messages]

@@ -53,14 +53,21 @@ def find_tensors(folder: Path) -> dict[str, StoredTensor]:
         named = read_json(folder / INDEX).get("weight_map")
         if not isinstance(named, dict):
             raise ModelFolderError(f"{folder / INDEX}: key 'weight_map' must be an object")
-        for name in set(named.values()):
+        for name in named.values():
             if not isinstance(name, str) or Path(name).name != name:
                 raise ModelFolderError(f"{folder / INDEX}: {name!r} must be a file of this folder")
-        found = [_headers(folder / name) for name in sorted(set(named.values()))]
-        tensors = {name: tensor for file in found for name, tensor in file.items()}
-        for name in sorted(set(named) ^ set(tensors)):
-            problem = "is in no file" if name in named else "is not in the index"
-            raise ModelFolderError(f"{folder / INDEX}: tensor {name!r} {problem}")
+        tensors: dict[str, StoredTensor] = {}
+        for file in sorted(set(named.values())):
+            found = _headers(folder / file)
+            for name in found:
+                if named.get(name) != file:
+                    place = f"in {named[name]}" if name in named else "nowhere"
+                    raise ModelFolderError(
+                        f"{folder / file}: holds tensor {name!r}, which {INDEX} says is {place}"
+                    )
+            tensors |= found
+        for name in sorted(set(named) - set(tensors)):
+            raise ModelFolderError(f"{folder / INDEX}: tensor {name!r} is not in {named[name]}")
         return tensors
     return _headers(folder / ONE_FILE)
 

@@ -4,6 +4,7 @@ Only what changes the function is read.  A key that would change it in a way tha
 not know is refused with its value, so that no checkpoint is ever run as something else.
 """
 
+import sys
 import types
 from collections.abc import Mapping
 from pathlib import Path
@@ -62,6 +63,8 @@ _SAME_FUNCTION = {
 }
 """Keys whose other values would need a module that we do not have -> the values that do not."""
 
+_LARGEST = 2**31 - 1
+
 _ROPE_TYPES = ("default", "linear", "llama3")
 
 
@@ -83,38 +86,44 @@ def read_family_config(config: Mapping[str, Any], path: Path) -> CausalLanguageM
     for key, values in _SAME_FUNCTION.items():
         if key in config and config[key] not in values:
             raise ModelFolderError(f"{path}: {key}={config[key]!r} must be {values[0]!r}")
-    for kind in config.get("layer_types") or ():
+    layer_types = config.get("layer_types")
+    if layer_types is not None and not isinstance(layer_types, list):
+        raise ModelFolderError(f"{path}: layer_types={layer_types!r} must be a list")
+    for kind in layer_types or ():
         if kind != "full_attention":
             raise ModelFolderError(f"{path}: layer_types holds {kind!r}, must be 'full_attention'")
-    sizes = {
-        key: _whole_number(config, key, path)
+    width, mlp_dim, num_layers, num_heads = (
+        _whole_number(config, key, path)
         for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    }
+    )
     vocab_size, max_positions, kv_heads = (
         _whole_number(config, key, path, default) for key, default in family.defaults.items()
     )
     head_dim = _whole_number(config, "head_dim", path, family.head_dim)
+    _check_heads(width, num_heads, kv_heads, head_dim, path)
     try:
         return CausalLanguageModelConfig(
             vocab_size=vocab_size,
             transformer=TransformerConfig(
-                num_layers=sizes["num_hidden_layers"],
-                embed_dim=sizes["hidden_size"],
-                num_heads=sizes["num_attention_heads"],
+                num_layers=num_layers,
+                embed_dim=width,
+                num_heads=num_heads,
                 num_kv_heads=kv_heads,
                 head_dim=head_dim,
-                mlp_dim=sizes["intermediate_size"],
+                mlp_dim=mlp_dim,
                 activation="swiglu",
                 norm="rms",
-                norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+                norm_eps=_number(config, "rms_norm_eps", path, 1e-6),
                 qk_norm=family.qk_norm,
                 bias=_biases(name, config, path),
             ),
             positions=_read_rope(config, max_positions, path),
             max_positions=max_positions,
-            tied=bool(config.get("tie_word_embeddings", False)),
+            tied=_truth(config, "tie_word_embeddings", path),
         )
-    except (TypeError, ValueError) as error:
+    except ModelFolderError:
+        raise
+    except ValueError as error:
         raise ModelFolderError(f"{path}: {error}") from error
 
 
@@ -169,7 +178,7 @@ def write_family_config(cfg: CausalLanguageModelConfig) -> dict[str, Any]:
 def _biases(name: str, config: Mapping[str, Any], path: Path) -> AttentionBias:
     if name == "qwen2":
         return "qkv"
-    attention, mlp = bool(config.get("attention_bias")), bool(config.get("mlp_bias"))
+    attention, mlp = (_truth(config, key, path) for key in ("attention_bias", "mlp_bias"))
     if mlp and not attention:
         raise ModelFolderError(f"{path}: mlp_bias=true needs attention_bias=true")
     return "all" if mlp else "attention" if attention else "none"
@@ -177,25 +186,28 @@ def _biases(name: str, config: Mapping[str, Any], path: Path) -> AttentionBias:
 
 def _read_rope(config: Mapping[str, Any], max_positions: int, path: Path) -> Rope:
     """From `rope_parameters` of transformers 5, else `rope_theta` and `rope_scaling` of 4."""
-    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    theta = float(given.get("rope_theta") or config.get("rope_theta") or 10_000.0)
+    name = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
+    given = config.get(name) or {}
+    if not isinstance(given, dict):
+        raise ModelFolderError(f"{path}: {name}={given!r} must be an object")
+    theta = _number(given, "rope_theta", path, _number(config, "rope_theta", path, 10_000.0))
     kind = given.get("rope_type", given.get("type", "default"))
     if kind not in _ROPE_TYPES:
         raise ModelFolderError(f"{path}: rope_type={kind!r} must be one of {_ROPE_TYPES}")
     if given.get("partial_rotary_factor", 1.0) != 1.0:
         found = given["partial_rotary_factor"]
         raise ModelFolderError(f"{path}: partial_rotary_factor={found} must be 1.0")
-    interleaved = bool(config.get("rope_interleaved", False))
+    interleaved = _truth(config, "rope_interleaved", path)
     if kind == "default":
         return Rope(theta, interleaved=interleaved)
     names = ("factor", "low_freq_factor", "high_freq_factor")[: 1 if kind == "linear" else 3]
     for key in names:
-        if key not in given:
+        if given.get(key) is None:
             raise ModelFolderError(f"{path}: rope_type={kind!r} needs the key {key!r}")
-    numbers = {key: float(given[key]) for key in names}
+    numbers = {key: _number(given, key, path, 1.0) for key in names}
     if kind == "linear":
         return Rope(theta, LinearScaling(numbers["factor"]), interleaved)
-    original = given.get("original_max_position_embeddings", max_positions)
+    original = _whole_number(given, "original_max_position_embeddings", path, max_positions)
     return Rope(theta, Llama3Scaling(**numbers, original_max_positions=original), interleaved)
 
 
@@ -220,6 +232,44 @@ def _whole_number(config: Mapping[str, Any], key: str, path: Path, *default: int
         return default[0]
     if value is None:
         raise ModelFolderError(f"{path}: key {key!r} is missing")
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ModelFolderError(f"{path}: {key}={value!r} must be a whole number of at least 1")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _LARGEST:
+        raise ModelFolderError(
+            f"{path}: {key}={value!r} must be a whole number from 1 to {_LARGEST}"
+        )
     return value
+
+
+def _number(config: Mapping[str, Any], key: str, path: Path, default: float) -> float:
+    """A finite number above 0, or the default where the key is missing or null."""
+    value = default if config.get(key) is None else config[key]
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 < value <= sys.float_info.max:
+        raise ModelFolderError(f"{path}: {key}={value!r} must be a finite number above 0")
+    return float(value)
+
+
+def _truth(config: Mapping[str, Any], key: str, path: Path) -> bool:
+    """True or false; false where the key is missing or null."""
+    value = config.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise ModelFolderError(f"{path}: {key}={value!r} must be true or false")
+    return bool(value)
+
+
+def _check_heads(
+    width: int, num_heads: int, kv_heads: int | None, head_dim: int | None, path: Path
+) -> None:
+    """What the configuration would refuse by its own names, by those of `config.json`."""
+    if num_heads % (kv_heads or num_heads):
+        raise ModelFolderError(
+            f"{path}: num_attention_heads={num_heads} must be a multiple of "
+            f"num_key_value_heads={kv_heads}"
+        )
+    if head_dim is None and width % num_heads:
+        raise ModelFolderError(
+            f"{path}: hidden_size={width} must be a multiple of num_attention_heads={num_heads}, "
+            "unless head_dim is given"
+        )
+    head_dim = width // num_heads if head_dim is None else head_dim
+    if head_dim % 2:
+        raise ModelFolderError(f"{path}: head_dim={head_dim} must be even: features turn in pairs")

@@ -7,6 +7,9 @@ from typing import IO, Any
 
 from safetensors import SafetensorError, safe_open
 
+_PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+"""Names under which other libraries keep weights that only unpickling can read."""
+
 
 class ModelFolderError(ValueError):
     """A folder is no model that can be read.  The message is one line: file, key, value, rule."""
@@ -22,7 +25,9 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text())
     except FileNotFoundError:
         raise ModelFolderError(f"{path}: no such file; it is no model folder") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise ModelFolderError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
         raise ModelFolderError(f"{path}: not readable as JSON ({error})") from error
     if not isinstance(value, dict):
         raise ModelFolderError(f"{path}: must hold a JSON object, not a {type(value).__name__}")
@@ -33,10 +38,13 @@ def open_tensors(path: Path) -> Any:
     """A memory-mapped safetensors file; a context manager.
 
     Raises:
-        ModelFolderError: a missing, truncated or foreign file.
+        ModelFolderError: a missing, truncated or foreign file.  Weights that are only there as a
+            pickle are named and left alone: to read one is to run whatever it says.
     """
     if not path.is_file():
-        raise ModelFolderError(f"{path}: no such file")
+        pickles = sorted(file for glob in _PICKLES for file in path.parent.glob(glob))
+        hint = f"; {pickles[0].name} is pickled, and no pickle is ever read" if pickles else ""
+        raise ModelFolderError(f"{path}: no such file{hint}")
     try:
         return safe_open(path, framework="numpy")
     except (SafetensorError, OSError, ValueError) as error:

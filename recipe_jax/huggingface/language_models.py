@@ -6,7 +6,7 @@ more than one layer's tensor lies in memory beside the parameters.
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,8 +74,9 @@ def load_language_model(
     cfg = read_family_config(config, folder / "config.json")
     fn = abstract(lambda: CausalLanguageModel(cfg, rngs=nnx.Rngs(0), **options))[0]
     shapes = {path: leaf.shape for path, leaf in flat_params(fn.shapes).items()}
+    begin, ends = _special_tokens(folder, config, cfg.vocab_size)
     tensors = find_tensors(folder)
-    _check(folder, cfg, tensors, dict(expected_tensors(cfg, shapes)))
+    _check(folder, cfg, tensors, expected_tensors(cfg, shapes))
     mesh = make_mesh("data=1", jax.devices()[:1]) if mesh is None else mesh
     shardings = flat_params(param_shardings(fn.axes, fn.shapes, mesh))
     params: dict[tuple[Any, ...], jax.Array] = {}
@@ -85,7 +86,6 @@ def load_language_model(
         dtype = stored if param_dtype is None else jax.numpy.dtype(param_dtype)
         read = functools.partial(_read_parameter, tensors, layout, shape, dtype)
         params[path] = jax.make_array_from_callback(shape, shardings[path], read)
-    begin, ends = _special_tokens(folder, config)
     return LanguageModel(cfg, fn, nested_params(params), begin, ends)
 
 
@@ -154,14 +154,15 @@ def _check(
     folder: Path,
     cfg: CausalLanguageModelConfig,
     tensors: dict[str, StoredTensor],
-    expected: Mapping[str, tuple[int, ...]],
+    expected: Iterable[tuple[str, tuple[int, ...]]],
 ) -> None:
     """Refuse what does not fit; forget what follows from the rest."""
     for name in [name for name in tensors if name.endswith(DERIVED)]:
         del tensors[name]
     if cfg.tied and _HEAD in tensors and _TABLE in tensors:
         head, table = (
-            read_block(tensors[name], name, (slice(None), slice(None))) for name in (_HEAD, _TABLE)
+            read_block(tensors[name], name, (slice(None),) * len(tensors[name].shape))
+            for name in (_HEAD, _TABLE)
         )
         if not np.array_equal(head, table):
             raise ModelFolderError(
@@ -169,19 +170,24 @@ def _check(
                 "since config.json says tie_word_embeddings=true"
             )
         del tensors[_HEAD]
-    for name in sorted(set(tensors) ^ set(expected)):
-        if name in expected:
-            raise ModelFolderError(f"{folder}: tensor {name!r} is missing")
-        raise ModelFolderError(
-            f"{tensors[name].file}: tensor {name!r} is not part of the model in config.json"
-        )
-    for name, shape in expected.items():
+    others = set(tensors)
+    # One by one, to stop at the first: config.json may ask for more layers than memory holds.
+    for name, shape in expected:
+        others.discard(name)
+        if name not in tensors:
+            raise ModelFolderError(
+                f"{folder}: tensor {name!r} is missing, config.json asks for {list(shape)}"
+            )
         if tensors[name].shape != shape:
             found = list(tensors[name].shape)
             raise ModelFolderError(
                 f"{tensors[name].file}: tensor {name!r} has the shape {found}, config.json asks "
                 f"for {list(shape)}"
             )
+    for name in sorted(others):
+        raise ModelFolderError(
+            f"{tensors[name].file}: tensor {name!r} is not part of the model in config.json"
+        )
 
 
 def _read_parameter(
@@ -212,10 +218,25 @@ def _their_tensor(layout: Layout, values: jax.Array, layer: int | None, turns: b
     return layout.to_theirs(halves_from_pairs(ours) if turns else ours)
 
 
-def _special_tokens(folder: Path, config: Mapping[str, Any]) -> tuple[int | None, tuple[int, ...]]:
-    """First token and last tokens, as `generation_config.json` says, else `config.json`."""
+def _special_tokens(
+    folder: Path, config: Mapping[str, Any], vocab_size: int
+) -> tuple[int | None, tuple[int, ...]]:
+    """First token and last tokens, as `generation_config.json` says, else `config.json`.
+
+    One beyond the vocabulary, as in models cut down for tests, can never come and is left out.
+    """
     path = folder / "generation_config.json"
-    given = {**config, **(read_json(path) if path.exists() else {})}
-    begin, ends = given.get("bos_token_id"), given.get("eos_token_id")
-    ends = () if ends is None else tuple(ends) if isinstance(ends, list) else (ends,)
-    return (begin if isinstance(begin, int) else None), ends
+    generation = read_json(path) if path.exists() else {}
+
+    def tokens(key: str, several: str) -> tuple[int, ...]:
+        place, given = (path, generation) if key in generation else (folder / "config.json", config)
+        value = given.get(key)
+        found = value if several and isinstance(value, list) else [] if value is None else [value]
+        for token in found:
+            whole = isinstance(token, int) and not isinstance(token, bool)
+            if not whole or token < 0:
+                raise ModelFolderError(f"{place}: {key}={value!r} must be a token{several}")
+        return tuple(token for token in found if token < vocab_size)
+
+    begin = tokens("bos_token_id", "")
+    return (begin[0] if begin else None), tokens("eos_token_id", ", or a list of them")

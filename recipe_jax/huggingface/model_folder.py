@@ -137,9 +137,9 @@ def read_module(
     model_type = config["model_type"]
     try:
         cfg = from_json(MODELS[model_type][0], config["config"])
+        fn, shapes = abstract(lambda: make_module(model_type, cfg))
     except (TypeError, ValueError, KeyError) as error:
-        raise ModelFolderError(f"{path}: config: {error}") from error
-    fn, shapes = abstract(lambda: make_module(model_type, cfg))
+        raise ModelFolderError(f"{path}: config: {' '.join(str(error).split())}") from error
     path = folder / "model.safetensors"
     with open_tensors(path) as file:
         tensors = decode({name: file.get_tensor(name) for name in file.keys()})
@@ -154,13 +154,15 @@ def read_module(
 
 def _read_config(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
     config = read_json(path)
-    if config.get("model_type") not in known:
-        found = config.get("model_type")
+    found = config.get("model_type")
+    if not isinstance(found, str) or found not in known:
         raise ModelFolderError(f"{path}: model_type={found!r} must be one of {sorted(known)}")
     if config.get("format") != FORMAT:
         raise ModelFolderError(f"{path}: format={config.get('format')!r} must be {FORMAT}")
     if "config" not in config:
         raise ModelFolderError(f"{path}: key 'config' is missing")
+    if not isinstance(config["config"], dict):
+        raise ModelFolderError(f"{path}: config={config['config']!r} must be an object")
     return config
 
 

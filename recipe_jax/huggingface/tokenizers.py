@@ -44,9 +44,11 @@ def load_tokenizer(folder: Path | str, *, vocab_size: int | None = None) -> Any:
     ):
         raise ModelFolderError(f"{folder}: no tokenizer.json; a tokenizer is needed to read text")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = " ".join(str(error).split())
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # foreign files make foreign code fail in any way
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise ModelFolderError(f"{folder}: its tokenizer cannot be read ({reason})") from error
     if vocab_size is not None:
         check_vocabulary(tokenizer, vocab_size, str(folder))

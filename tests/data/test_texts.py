@@ -68,6 +68,23 @@ def test_a_template_that_writes_the_past_anew_is_refused():
         learned(Document(messages=tuple(CHAT)), make_tokenizer(template))
 
 
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
+        ("{% for %}", "Expected an expression"),
+        ("{{ messages[9].content.text + 1 }}", "no element 9"),
+    ],
+)
+def test_a_template_that_fails_is_refused(template, reason):
+    with pytest.raises(DataError) as caught:
+        learned(Document(messages=tuple(CHAT[1:3])), make_tokenizer(template))
+    message = str(caught.value)
+    rule = "conversation 1: the chat template cannot write the roles ['user', 'assistant'] ("
+    assert message.startswith(rule)
+    assert reason in message and "\n" not in message
+
+
 def test_files_are_read(tmp_path):
     plain, rows = tmp_path / "a.txt", tmp_path / "b.jsonl"
     plain.write_bytes("\ufeffone\ntwo\r\n\r\n\r\nthree\n".encode())
@@ -83,11 +100,23 @@ def test_files_are_read(tmp_path):
         ("[]", "b.jsonl:2: must be an object with either 'messages' or 'text'"),
         ('{"text": "a", "messages": []}', "either 'messages' or 'text'"),
         ('{"text": " "}', "b.jsonl:2: text=' ' must be a text that is not empty"),
-        ('{"messages": []}', "messages must be a list that is not empty"),
-        ('{"messages": [3]}', "message 1 must be an object"),
+        ('{"text": "a\\ud800"}', r"b.jsonl:2: text: character 1 is '\\ud800', which is no char"),
+        ("[" * 100_000, "b.jsonl:2: not readable as JSON .maximum recursion depth"),
+        ('{"messages": []}', r"b.jsonl:2: messages=\[\] must be a list that is not empty"),
+        ('{"messages": [3]}', "b.jsonl:2: message 1=3 must be an object"),
         ('{"messages": [{"role": "bot", "content": "a"}]}', "message 1: role='bot' must be one"),
-        ('{"messages": [{"role": "user", "content": ""}]}', "message 1: content must be"),
-        ('{"messages": [{"role": "user", "content": "a"}]}', "one of role 'assistant'"),
+        (
+            '{"messages": [{"role": "user", "content": ""}]}',
+            "message 1: content='' must be a text that is not empty",
+        ),
+        (
+            '{"messages": [{"role": "user", "content": "\\udc00"}]}',
+            r"message 1: content: character 0 is '\\udc00', which is no character of UTF-8",
+        ),
+        (
+            '{"messages": [{"role": "user", "content": "a"}]}',
+            "messages must hold one of role 'assistant'",
+        ),
     ],
 )
 def test_a_malformed_row_is_refused_by_its_number(tmp_path, row, message):

@@ -1,6 +1,7 @@
 """A command in this process: what it prints when it works and when it is refused."""
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -9,15 +10,18 @@ from experiments.recipes.__main__ import main
 
 TINY = ["--embed-dim", "16", "--num-layers", "1", "--num-heads", "2", "--no-progress"]
 NEWS = ("data: ", "step ")
+Main = Callable[[Sequence[str]], int]
 
 
-def headline(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, object]:
+def headline(
+    capsys: pytest.CaptureFixture[str], *arguments: object, main: Main = main
+) -> dict[str, object]:
     """The JSON object that a command prints last."""
     assert main([str(argument) for argument in arguments]) == 0
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
-def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object, main: Main = main) -> str:
     """The one line that a refused command prints, beside news of its progress."""
     assert main([str(argument) for argument in arguments]) == 2
     printed = capsys.readouterr()

@@ -1,5 +1,6 @@
 """The commands as a user meets them: one JSON line at the end, and runs that survive `kill -9`."""
 
+import dataclasses
 import os
 import random
 import signal
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from command_line import TINY, contents, headline
 
+from experiments.commands import check_least, check_seed, parse
 from experiments.recipes.__main__ import main
 from recipe_jax.huggingface import load_model
 from recipe_jax.training.tracker import read_metrics
@@ -45,6 +47,59 @@ def test_generate_keeps_the_pantry_and_the_rules(capsys: pytest.CaptureFixture[s
 def test_an_unknown_command_lists_the_commands(capsys: pytest.CaptureFixture[str]):
     assert main(["bake"]) == 2
     assert "unknown command 'bake'" in capsys.readouterr().err
+
+
+@dataclasses.dataclass(frozen=True)
+class Oven:
+    degrees: int = 180
+
+    def __post_init__(self):
+        if self.degrees > 300:
+            raise ValueError(f"degrees={self.degrees} must be at most 300")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Baking:
+    """Flags with rules of three kinds: a value's, a value's that is made of them, and a check's."""
+
+    oven: Oven = Oven()
+    preheat: int = 180
+    minutes: float | None = None
+    seed: int = 0
+
+    def __post_init__(self):
+        _ = Oven(self.preheat)
+        check_least(self, minutes=1)
+        check_seed(self.seed)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--oven.degrees 301", "degrees=301 must be at most 300"),
+        ("--preheat 302", "degrees=302 must be at most 300"),
+        ("--minutes 0.5", "--minutes 0.5 must be at least 1"),
+        ("--minutes nan", "--minutes nan must be at least 1"),
+        ("--minutes inf", "--minutes inf must be finite"),
+        ("--seed -1", f"--seed -1 must be from 0 to {2**63 - 1}"),
+    ],
+)
+def test_a_rule_of_the_flags_is_one_line_wherever_it_stands(
+    arguments: str, message: str, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(ValueError) as caught:
+        parse(Baking, arguments.split(), "bake", None)
+    assert str(caught.value) == message
+    assert capsys.readouterr().err == ""
+    assert parse(Baking, [], "bake", None) == Baking()
+
+
+def test_a_flag_that_cannot_be_read_is_the_parsers_to_explain(
+    capsys: pytest.CaptureFixture[str],
+):
+    with pytest.raises(SystemExit, match="2"):
+        parse(Baking, ["--preheat", "warm"], "bake", None)
+    assert "warm" in capsys.readouterr().err
 
 
 def test_killed_at_a_random_step_a_run_ends_bit_identical_to_an_uninterrupted_one(

@@ -68,6 +68,12 @@ def test_interleaved_pairs_become_halves_with_the_same_logits(tmp_path):
     assert_close(found.fn.bind(found.params)(TOKENS), model.fn.bind(model.params)(TOKENS))
 
 
+def test_special_tokens_beyond_the_vocabulary_are_left_out(folder):
+    change_config(folder, bos_token_id=13, eos_token_id=[5, 13])
+    found = load_language_model(folder)
+    assert (found.begin, found.ends) == (None, (5,))
+
+
 def test_several_files_and_one_hold_the_same(tmp_path, folder):
     model = load_language_model(folder)
     save_language_model(tmp_path / "many", model, card="", max_file_bytes=3000)
@@ -130,39 +136,111 @@ def change_tensors(folder: Path, change) -> None:
 
 
 NORM, QUERY = "model.norm.weight", "model.layers.1.self_attn.q_proj.weight"
+LARGEST = 2**31 - 1
+
+
+def rope(**fields):
+    """A change of how the checkpoint's rotary positions are scaled."""
+    return lambda folder: change_config(folder, rope_parameters=fields)
+
+
 BROKEN = {
-    "model_type='gpt2' must be one of": lambda f: change_config(f, model_type="gpt2"),
-    "key 'hidden_size' is missing": lambda f: change_config(f, hidden_size="removed"),
-    "hidden_size=-4 must be a whole number": lambda f: change_config(f, hidden_size=-4),
-    "num_heads=6 must be a multiple of num_kv_heads=4": lambda f: change_config(
+    "config.json: model_type='gpt2' must be one of ['llama', 'qwen2', 'qwen3']": (
+        lambda f: change_config(f, model_type="gpt2")
+    ),
+    "config.json: model_type=['llama'] must be one of": lambda f: change_config(
+        f, model_type=["llama"]
+    ),
+    "config.json: key 'hidden_size' is missing": lambda f: change_config(f, hidden_size="removed"),
+    f"hidden_size=-4 must be a whole number from 1 to {LARGEST}": lambda f: change_config(
+        f, hidden_size=-4
+    ),
+    f"vocab_size=True must be a whole number from 1 to {LARGEST}": lambda f: change_config(
+        f, vocab_size=True
+    ),
+    "num_attention_heads=6 must be a multiple of num_key_value_heads=4": lambda f: change_config(
         f, num_key_value_heads=4
     ),
+    "hidden_size=12 must be a multiple of num_attention_heads=5, unless head_dim is given": (
+        lambda f: change_config(f, num_attention_heads=5, num_key_value_heads=5, head_dim=None)
+    ),
+    "head_dim=5 must be even: features turn in pairs": lambda f: change_config(f, head_dim=5),
+    "rms_norm_eps='x' must be a finite number above 0": lambda f: change_config(
+        f, rms_norm_eps="x"
+    ),
+    "rms_norm_eps=nan must be a finite number above 0": lambda f: change_config(
+        f, rms_norm_eps=float("nan")
+    ),
+    "tie_word_embeddings='false' must be true or false": lambda f: change_config(
+        f, tie_word_embeddings="false"
+    ),
+    "attention_bias=1 must be true or false": lambda f: change_config(f, attention_bias=1),
+    "rope_theta=-1.0 must be a finite number above 0": rope(rope_theta=-1.0),
+    "factor='two' must be a finite number above 0": rope(rope_type="linear", factor="two"),
+    "low_freq_factor=4.0 must be below high_freq_factor=4.0": rope(
+        rope_type="llama3", factor=2.0, low_freq_factor=4.0, high_freq_factor=4.0
+    ),
+    f"original_max_position_embeddings='x' must be a whole number from 1 to {LARGEST}": rope(
+        rope_type="llama3",
+        factor=2.0,
+        low_freq_factor=1.0,
+        high_freq_factor=4.0,
+        original_max_position_embeddings="x",
+    ),
+    "rope_parameters=[1] must be an object": lambda f: change_config(f, rope_parameters=[1]),
+    "layer_types=3 must be a list": lambda f: change_config(f, layer_types=3),
+    "config.json: eos_token_id=['</s>'] must be a token, or a list of them": (
+        lambda f: change_config(f, eos_token_id=["</s>"])
+    ),
+    "config.json: bos_token_id='<s>' must be a token": lambda f: change_config(
+        f, bos_token_id="<s>"
+    ),
+    "generation_config.json: eos_token_id=-1 must be a token, or a list of them": (
+        lambda f: (f / "generation_config.json").write_text('{"eos_token_id": -1}')
+    ),
+    "generation_config.json: must hold a JSON object, not a list": (
+        lambda f: (f / "generation_config.json").write_text("[]")
+    ),
+    # So many that their names alone would fill the memory.
+    "tensor 'model.layers.2.self_attn.k_proj.weight' is missing, config.json asks for [8, 12]": (
+        lambda f: change_config(f, num_hidden_layers=LARGEST)
+    ),
     "hidden_act='gelu' must be 'silu'": lambda f: change_config(f, hidden_act="gelu"),
-    "rope_type='yarn' must be one of": lambda f: change_config(
-        f, rope_parameters={"rope_type": "yarn", "factor": 2.0}
+    "rope_type='yarn' must be one of ('default', 'linear', 'llama3')": rope(
+        rope_type="yarn", factor=2.0
     ),
-    "rope_type='llama3' needs the key 'factor'": lambda f: change_config(
-        f, rope_parameters={"rope_type": "llama3"}
-    ),
-    "layer_types holds 'sliding_attention'": lambda f: change_config(
+    "rope_type='llama3' needs the key 'factor'": rope(rope_type="llama3"),
+    "layer_types holds 'sliding_attention', must be 'full_attention'": lambda f: change_config(
         f, layer_types=["full_attention", "sliding_attention"]
     ),
-    "quantization_config=": lambda f: change_config(f, quantization_config={"bits": 4}),
+    "quantization_config={'bits': 4} must be None": lambda f: change_config(
+        f, quantization_config={"bits": 4}
+    ),
     "config.json: not readable as JSON": lambda f: (f / "config.json").write_text("{"),
-    "config.json: must hold a JSON object": lambda f: (f / "config.json").write_text("[]"),
+    "config.json: not readable as JSON (maximum recursion depth": (
+        lambda f: (f / "config.json").write_text("[" * 100_000)
+    ),
+    "config.json: must hold a JSON object, not a list": (
+        lambda f: (f / "config.json").write_text("[]")
+    ),
     "model.safetensors: no such file": lambda f: (f / ONE_FILE).unlink(),
-    "not a whole safetensors file": lambda f: (f / ONE_FILE).write_bytes(
+    "model.safetensors: not a whole safetensors file (": lambda f: (f / ONE_FILE).write_bytes(
         (f / ONE_FILE).read_bytes()[:-8]
     ),
-    f"tensor '{NORM}' is missing": lambda f: change_tensors(f, lambda t: t.pop(NORM)),
-    "tensor 'model.extra.weight' is not part of the model": lambda f: change_tensors(
+    "model.safetensors: not a whole safetensors file (Error": lambda f: (f / ONE_FILE).write_bytes(
+        (10**12).to_bytes(8, "little") + b"{}"
+    ),
+    f"tensor '{NORM}' is missing, config.json asks for [12]": lambda f: change_tensors(
+        f, lambda t: t.pop(NORM)
+    ),
+    "tensor 'model.extra.weight' is not part of the model in config.json": lambda f: change_tensors(
         f, lambda t: t.update({"model.extra.weight": t[NORM]})
     ),
-    f"tensor '{QUERY}' has the shape": lambda f: change_tensors(
-        f, lambda t: t.update({QUERY: t[QUERY].T.copy()})
+    f"tensor '{QUERY}' has the shape [12, 24], config.json asks for [24, 12]": lambda f: (
+        change_tensors(f, lambda t: t.update({QUERY: t[QUERY].T.copy()}))
     ),
-    f"tensor '{NORM}' has dtype I32": lambda f: change_tensors(
-        f, lambda t: t.update({NORM: t[NORM].astype(np.int32)})
+    f"tensor '{NORM}' has dtype I32, must be one of ['BF16', 'F16', 'F32']": (
+        lambda f: change_tensors(f, lambda t: t.update({NORM: t[NORM].astype(np.int32)}))
     ),
     f"tensor '{QUERY}' holds values that are not finite": lambda f: change_tensors(
         f, lambda t: t.update({QUERY: t[QUERY] * np.nan})
@@ -193,7 +271,20 @@ def test_an_index_must_fit_its_files(tmp_path, folder):
         return str(caught.value)
 
     assert "'../elsewhere' must be a file of this folder" in with_map(x="../elsewhere")
-    assert "tensor 'x' is in no file" in with_map(x=index["weight_map"][NORM])
+    assert "['a'] must be a file of this folder" in with_map(x=["a"])
+    file = index["weight_map"][NORM]
+    assert with_map(x=file) == f"{path}: tensor 'x' is not in {file}"
+    other = next(name for name in index["weight_map"].values() if name != file)
+    holds = f"{path.parent / file}: holds tensor {NORM!r}, which {INDEX} says is"
+    assert with_map(**{NORM: other}) == f"{holds} in {other}"
+    # The same tensor in two files: which one counts is not for their order to say.
+    tensors = load_file(path.parent / other)
+    save_file(tensors | {NORM: np.ones(12, np.float32)}, path.parent / other)
+    holds = f"{path.parent / other}: holds tensor {NORM!r}, which {INDEX} says is"
+    assert with_map() == f"{holds} in {file}"
+    save_file(tensors | {"y": np.ones(12, np.float32)}, path.parent / other)
+    assert with_map() == f"{holds.replace(NORM, 'y')} nowhere"
+    save_file(tensors, path.parent / other)
     (tmp_path / "many" / index["weight_map"][NORM]).unlink()
     assert "no such file" in with_map()
 

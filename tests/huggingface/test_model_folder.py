@@ -207,6 +207,31 @@ def test_an_unknown_configuration_key_is_named(folder: Path):
         load_model(folder)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": ["amounts"]}, "model_type=['amounts'] must be one of"),
+        ({"config": [3]}, "config=[3] must be an object"),
+        ({"config": {"num_dims": 3}}, "config: "),
+    ],
+)
+def test_a_configuration_of_another_form_is_refused(folder: Path, changes, message: str):
+    rewrite(folder, **changes)
+    with pytest.raises(ModelFolderError) as caught:
+        load_model(folder)
+    assert str(caught.value).startswith(f"{folder / 'config.json'}: {message}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_number_that_is_none_is_refused(folder: Path):
+    config = json.loads((folder / "config.json").read_text())["config"]
+    embedding = config["embedding"] | {"embed_dim": 8.5}
+    rewrite(folder, config=config | {"embedding": embedding})
+    with pytest.raises(ModelFolderError, match=r"config\.json: config: ") as caught:
+        load_model(folder)
+    assert "\n" not in str(caught.value)
+
+
 def test_an_unknown_value_type_is_named(folder: Path):
     config = json.loads((folder / "config.json").read_text())["config"]
     rewrite(folder, config=config | {"positions": {"type": "Wavelets"}})

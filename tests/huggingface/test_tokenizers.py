@@ -1,5 +1,6 @@
 """The tokenizer of llama2.c against its own algorithm, and tokenizers that fit no model."""
 
+import json
 import os
 import struct
 from pathlib import Path
@@ -108,7 +109,31 @@ def test_a_file_that_is_none_is_refused(tmp_path, content, message):
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
     with pytest.raises(ModelFolderError, match=r"no tokenizer\.json"):
         load_tokenizer(tmp_path)
-    (tmp_path / "tokenizer.json").write_text("{")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", "", "\x00"])
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_broken_tokenizer_is_refused(tmp_path, name, content):
+    tokenizer = load_llama2c_tokenizer(write_tokenizer(tmp_path / "tokenizer.bin"))
+    for file, data in tokenizer_files(tokenizer).items():
+        (tmp_path / file).write_bytes(data)
+    (tmp_path / name).write_text(content)
+    if (name, content) == ("tokenizer_config.json", "{}"):
+        return  # which says nothing, and needs not
     with pytest.raises(ModelFolderError, match="its tokenizer cannot be read") as caught:
         load_tokenizer(tmp_path)
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"{tmp_path}: ") and "\n" not in str(caught.value)
+
+
+def test_no_code_of_a_folder_is_run(tmp_path, monkeypatch):
+    """Nor is anybody asked whether to."""
+    tokenizer = load_llama2c_tokenizer(write_tokenizer(tmp_path / "tokenizer.bin"))
+    for file, data in tokenizer_files(tokenizer).items():
+        (tmp_path / file).write_bytes(data)
+    config = {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["mine.Mine", None]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Mine: ...\n")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(ModelFolderError, match=r"its tokenizer cannot be read .*custom code"):
+        load_tokenizer(tmp_path)
+    assert not (tmp_path / "ran").exists()
