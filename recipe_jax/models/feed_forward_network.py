@@ -12,16 +12,10 @@ from jaxtyping import Array, Float, Float32, Int, Int32, PRNGKeyArray
 
 from recipe_jax.batches import AnyArray
 from recipe_jax.layers import initializers
-from recipe_jax.layers.dropout import check_rate, dropout, split_key
-from recipe_jax.layers.feed_forward import (
-    Activation,
-    Linear,
-    activate,
-    check_activation,
-    is_gated,
-)
+from recipe_jax.layers.dense import Dense, DenseConfig
+from recipe_jax.layers.dropout import check_rate, split_key
+from recipe_jax.layers.feed_forward import Activation, Linear, check_activation, is_gated
 from recipe_jax.layers.initializers import FanInitializer
-from recipe_jax.layers.norms import make_norm
 
 InitializerName: TypeAlias = Literal[
     "xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "lecun_normal"
@@ -88,36 +82,25 @@ class FeedForwardNetworkConfig:
             )
 
     @property
+    def hidden_layers(self) -> tuple[DenseConfig, ...]:
+        """Shapes of the hidden layers, the first one first."""
+        widths = itertools.pairwise((self.in_dim, *self.hidden_dims))
+        return tuple(
+            DenseConfig(
+                in_dim=in_dim,
+                out_dim=out_dim,
+                activation=self.activation,
+                norm=self.norm,
+                dropout_rate=self.dropout_rate,
+                residual=self.residual and in_dim == out_dim,
+            )
+            for in_dim, out_dim in widths
+        )
+
+    @property
     def weight_initializer(self) -> FanInitializer:
         """The function that `initializer` names."""
         return getattr(initializers, self.initializer)
-
-
-class HiddenLayer(nnx.Module):
-    """`dropout(activation(norm(x W + b)))`, plus `x` where the configuration says so.
-
-    Args:
-        in_dim: width of the input.
-        out_dim: width of the output.
-        cfg: of the network it belongs to.
-        rngs: what the initial values are drawn from.
-    """
-
-    def __init__(self, in_dim: int, out_dim: int, *, cfg: FeedForwardNetworkConfig, rngs: nnx.Rngs):
-        self.cfg = cfg
-        self.adds_input = cfg.residual and in_dim == out_dim
-        self.linear = Linear(in_dim, out_dim, initializer=cfg.weight_initializer, rngs=rngs)
-        self.norm = None if cfg.norm == "none" else make_norm(cfg.norm, out_dim, rngs=rngs)
-
-    def __call__(
-        self, x: Float[Array, "b in_dim"], *, key: PRNGKeyArray | None = None
-    ) -> Float[Array, "b out_dim"]:
-        """Map each row; `key` is for dropout, None in evaluation."""
-        hidden = self.linear(x)
-        if self.norm is not None:
-            hidden = self.norm(hidden)
-        hidden = dropout(activate(self.cfg.activation, hidden), self.cfg.dropout_rate, key)
-        return x + hidden if self.adds_input else hidden
 
 
 class FeedForwardNetwork(nnx.Module):
@@ -130,18 +113,15 @@ class FeedForwardNetwork(nnx.Module):
 
     def __init__(self, cfg: FeedForwardNetworkConfig, *, rngs: nnx.Rngs):
         self.cfg = cfg
-        widths = (cfg.in_dim, *cfg.hidden_dims)
+        initializer = cfg.weight_initializer
         self.hidden_layers = nnx.List(
-            [
-                HiddenLayer(in_dim, out_dim, cfg=cfg, rngs=rngs)
-                for in_dim, out_dim in itertools.pairwise(widths)
-            ]
+            [Dense(layer, initializer=initializer, rngs=rngs) for layer in cfg.hidden_layers]
         )
         self.output = Linear(
-            widths[-1],
+            (cfg.in_dim, *cfg.hidden_dims)[-1],
             cfg.out_dim,
             axes=("mlp", "embed"),
-            initializer=cfg.weight_initializer,
+            initializer=initializer,
             rngs=rngs,
         )
 

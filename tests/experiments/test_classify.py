@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from command_line import contents
@@ -20,6 +21,7 @@ from experiments.labelled_tables import (
     read_csv,
     split_rows,
 )
+from recipe_jax.huggingface import load_module
 from recipe_jax.models.feed_forward_network import ClassificationBatch
 
 HEADER = ["length", "width", "species"]
@@ -86,7 +88,7 @@ def test_a_run_leaves_its_scores_beside_the_baselines(
     printed = headline(capsys, *arguments(table, finished))
     record = json.loads((finished / "record.json").read_text())
     assert record["command"] == (
-        "python -m experiments.classify --csv flowers.csv --label species --run RUN --steps 2 "
+        "python -m experiments.classify --csv DIR/flowers.csv --label species --run RUN --steps 2 "
         "--hidden-dims 8 --batch-size 16 --evaluate-every 1"
     )
     assert record["num_rows"] == {"training": 42, "validation": 9, "test": 9}
@@ -129,8 +131,9 @@ def test_the_scores_are_those_of_the_best_checkpoint(
     assert printed["accuracy"] == pytest.approx(best["accuracy"])
 
 
-def test_the_inputs_file_standardises_rows_as_the_run_did(table: Path, finished: Path):
-    inputs = json.loads((finished / "inputs.json").read_text())
+def test_the_model_folder_standardises_and_classifies_as_the_run_did(table: Path, finished: Path):
+    model = load_module(finished / "model")
+    inputs = model.config["inputs"]
     assert inputs["features"] == ["length", "width"] and inputs["classes"] == ["aster", "rose"]
     known = read_csv(table, "species")
     rows = split_rows(known.labels)["training"]
@@ -140,6 +143,10 @@ def test_the_inputs_file_standardises_rows_as_the_run_did(table: Path, finished:
     training = make_dataset(known).splits["training"]
     cut = np.clip(deviations, -inputs["max_deviations"], inputs["max_deviations"])
     np.testing.assert_allclose(training.features, cut, rtol=1e-6)
+    test = make_dataset(known).splits["test"]
+    predicted = model.fn.bind(model.params).predict(jnp.asarray(test.features))
+    record = json.loads((finished / "record.json").read_text())
+    assert record["accuracy"] == pytest.approx(np.mean(predicted == test.labels))
 
 
 def test_another_seed_is_another_model_on_the_same_split(
