@@ -25,14 +25,6 @@ from rich.table import Table
 from benchmarks.timing import Answer, Remote, alternate, percentiles
 from experiments.record import command_line, make_record, write_record
 
-SHAPE = {
-    "vocab_size": 16384,
-    "embed_dim": 512,
-    "num_heads": 8,
-    "num_kv_heads": 4,
-    "mlp_dim": 1376,
-}
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flags:
@@ -64,11 +56,15 @@ def write_checkpoint(folder: str, num_layers: int) -> Answer:
         CausalLanguageModelConfig,
     )
 
-    shape = dict(SHAPE)
-    cfg = CausalLanguageModelConfig(
-        vocab_size=shape.pop("vocab_size"),
-        transformer=TransformerConfig(num_layers=num_layers, activation="swiglu", **shape),
+    transformer = TransformerConfig(
+        num_layers=num_layers,
+        embed_dim=512,
+        num_heads=8,
+        num_kv_heads=4,
+        mlp_dim=1376,
+        activation="swiglu",
     )
+    cfg = CausalLanguageModelConfig(vocab_size=16384, transformer=transformer)
     fn, params = purify(CausalLanguageModel(cfg, rngs=nnx.Rngs(0)))
     model = LanguageModel(cfg, fn, params, begin=None, ends=())
     save_language_model(Path(folder), model, card="# Random weights")
