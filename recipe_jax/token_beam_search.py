@@ -9,7 +9,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Int
 
-from recipe_jax.token_decoding import Constraint, TokensSoFar, check_prompts, prefill
+from recipe_jax.token_decoding import (
+    Constraint,
+    TokensSoFar,
+    check_prompts,
+    check_vocabulary,
+    prefill,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,7 +115,7 @@ def beam_search_tokens(
         context: given to the model's `empty_cache`, a row for each prompt.
 
     Raises:
-        ValueError: an empty prompt or no room for the new tokens.
+        ValueError: an empty prompt, a token that the model has not, or no room for the new tokens.
     """
     check_prompts(prompt, prompt_lengths, max_new_tokens)
     ends = jnp.asarray(ends, jnp.int32).reshape(1, -1) if isinstance(ends, Sequence) else ends
@@ -117,6 +123,7 @@ def beam_search_tokens(
         constraint = jax.tree_util.Partial(constraint)
     capacity = prompt.shape[1] + max_new_tokens
     logits, cache = prefill(fn, params, prompt, prompt_lengths, capacity=capacity, context=context)
+    check_vocabulary(prompt, prompt_lengths, logits.shape[-1])
     return _search_from(fn, params, logits, cache, ends, constraint, max_new_tokens, search)
 
 

@@ -141,7 +141,8 @@ def generate(
         on_token: called on the host for each token, to stream a text while it grows.
 
     Raises:
-        ValueError: an empty prompt, no room for the new tokens, or sampling without a key.
+        ValueError: an empty prompt, a token that the model has not, no room for the new tokens, or
+            sampling without a key.
     """
     check_prompts(prompt, prompt_lengths, max_new_tokens)
     if key is None and sampling.temperature > 0:
@@ -157,6 +158,7 @@ def generate(
         capacity=prompt.shape[1] + max_new_tokens,
         context=context,
     )
+    check_vocabulary(prompt, prompt_lengths, logits.shape[-1])
     penalised = getattr(sampling, "repetition_penalty", 1.0) != 1.0
     seen = _tokens_of(prompt, prompt_lengths, logits.shape[-1]) if penalised else None
     key = jax.random.key(0) if key is None else key
@@ -176,8 +178,14 @@ def check_prompts(
         max_new_tokens: most tokens to generate.
 
     Raises:
-        ValueError: an empty prompt, one longer than its row, or no token to generate.
+        ValueError: no rows of tokens, an empty prompt, one longer than its row, or no token to
+            generate.
     """
+    if prompt.ndim != 2 or not jnp.issubdtype(prompt.dtype, jnp.integer):
+        raise ValueError(
+            f"prompt has shape {prompt.shape} and dtype {prompt.dtype}, must be rows of tokens: "
+            "whole numbers, padded on the right"
+        )
     p = prompt.shape[1]
     if not isinstance(prompt_lengths, Tracer):
         lengths = np.asarray(prompt_lengths)
@@ -188,6 +196,29 @@ def check_prompts(
             )
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 1")
+
+
+def check_vocabulary(
+    prompt: Int[Array, "b p"], prompt_lengths: Int[Array, "b"], vocab_size: int
+) -> None:
+    """Refuse tokens that no row of the embedding stands for; under jit they are not checked.
+
+    Args:
+        prompt: tokens, padded on the right with any token.
+        prompt_lengths: tokens of each prompt.
+        vocab_size: tokens that the model has.
+
+    Raises:
+        ValueError: names the first such token.
+    """
+    if isinstance(prompt, Tracer) or isinstance(prompt_lengths, Tracer):
+        return
+    tokens, lengths = np.asarray(prompt), np.asarray(prompt_lengths)
+    real = np.arange(tokens.shape[1]) < lengths[:, None]
+    for row, place in np.argwhere(real & ((tokens < 0) | (tokens >= vocab_size))):
+        raise ValueError(
+            f"prompt {row} has token {tokens[row, place]}, must be from 0 to {vocab_size - 1}"
+        )
 
 
 @functools.partial(jax.jit, static_argnames=("fn", "capacity"))

@@ -1,7 +1,10 @@
 """Generation against the plain forward pass, row by row, and the rules it must obey."""
 
+import re
+
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from tiny_language_model import VOCAB_SIZE, tiny_model
@@ -214,6 +217,36 @@ def test_what_cannot_be_continued_is_refused_in_the_same_words(decode, options, 
     with pytest.raises(ValueError) as caught:
         decode(FN, PARAMS, jnp.asarray(PROMPT), lengths, **given)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("decode", [generate, beam_search_tokens])
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        (PROMPT[0], "prompt has shape (6,) and dtype int32"),
+        (PROMPT.astype(np.float32), "prompt has shape (3, 6) and dtype float32"),
+    ],
+)
+def test_what_is_no_rows_of_tokens_is_refused(decode, prompt, said):
+    # As users call it: without the checks of types that tests add.
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        with pytest.raises(ValueError, match=re.escape(said)):
+            decode(FN, PARAMS, jnp.asarray(prompt), jnp.asarray(LENGTHS), max_new_tokens=2)
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.parametrize("decode", [generate, beam_search_tokens])
+@pytest.mark.parametrize("token", [-1, VOCAB_SIZE])
+def test_a_token_that_the_model_has_not_is_refused_but_as_padding(decode, token):
+    prompt = PROMPT.copy()
+    prompt[0, 3] = token
+    decode(FN, PARAMS, jnp.asarray(prompt), jnp.asarray(LENGTHS), max_new_tokens=2)
+    prompt[2, 5] = token
+    with pytest.raises(ValueError) as caught:
+        decode(FN, PARAMS, jnp.asarray(prompt), jnp.asarray(LENGTHS), max_new_tokens=2)
+    assert str(caught.value) == f"prompt 2 has token {token}, must be from 0 to {VOCAB_SIZE - 1}"
 
 
 def test_a_draw_needs_a_key():

@@ -116,6 +116,8 @@ def encode_prompt(flags: Flags, checkpoint: Checkpoint, text: str) -> list[int]:
         text = render([*system, {"role": "user", "content": text}], tokenizer, prompt=True)
     check_characters(f"--prompt {text!r}", text)
     begins = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
+    # A chat template writes all that shall be there, as transformers has it.
+    begins = begins or flags.chat
     tokens = list(tokenizer(text, add_special_tokens=not begins)["input_ids"])
     if not tokens and checkpoint.model.begin is not None:
         tokens = [checkpoint.model.begin]

@@ -76,9 +76,7 @@ def load_translator(run: Path) -> Translator:
     Raises:
         ModelFolderError: nothing there, or a model that reads no bytes.
     """
-    folder = (
-        run if (run / "config.json").is_file() and not (run / "model").is_dir() else run / "model"
-    )
+    folder = run if (run / "model.safetensors").is_file() else run / "model"
     found = load_module(folder)
     path = folder / "config.json"
     if found.model_type != "encoder_decoder_transformer" or found.cfg.vocab_size != VOCAB_SIZE:

@@ -1,6 +1,7 @@
 """Texts and conversations from files, as token sequences with what to learn from them."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ from recipe_jax.data.recipes import DataError
 
 Messages = Sequence[Mapping[str, str]]
 ROLES = ("system", "user", "assistant")
+_MARKS_ANSWERS = re.compile(r"\{%-?\+?\s*generation\b")
 
 
 class Document(NamedTuple):
@@ -57,40 +59,45 @@ def read_documents(path: Path) -> list[Document]:
 def tokenize_documents(documents: Sequence[Document], tokenizer: Any) -> TokenSequences:
     """Token sequences, each with the tokenizer's own beginning and an end token.
 
-    In a conversation only tokens that hold characters of the assistant's messages count.
+    In a conversation, which begins as the chat template says, only tokens that hold characters of
+    the assistant's messages count, or those that the template marks by `{% generation %}`.  Where
+    the template writes an answer anew once others follow, as Qwen3's does with thoughts, each
+    answer becomes a sequence, with all that came before it.
 
     Args:
         documents: what to read.
         tokenizer: a fast tokenizer of the transformers library.
 
     Raises:
-        DataError: a conversation without an answer, or a chat template that writes earlier
-            messages anew once a later one follows.
+        DataError: a conversation without an answer, or a chat template that writes what comes
+            before an answer anew once it follows.
     """
-    sequences, weights = [], []
+    found: list[tuple[list[int], list[float]]] = []
     for number, document in enumerate(documents):
         if document.messages:
-            tokens, counts = _tokenize_messages(document.messages, tokenizer, number)
-        else:
-            tokens = list(tokenizer(document.text)["input_ids"])
-            if tokenizer.eos_token_id is not None and tokens[-1:] != [tokenizer.eos_token_id]:
-                tokens.append(tokenizer.eos_token_id)
-            counts = [1.0] * len(tokens)
-        sequences.append(tokens)
-        weights.append(counts)
-    return TokenSequences.of(sequences, weights)
+            found += _tokenize_messages(document.messages, tokenizer, number)
+            continue
+        tokens = list(tokenizer(document.text)["input_ids"])
+        if tokenizer.eos_token_id is not None and tokens[-1:] != [tokenizer.eos_token_id]:
+            tokens.append(tokenizer.eos_token_id)
+        found.append((tokens, [1.0] * len(tokens)))
+    return TokenSequences.of([tokens for tokens, _ in found], [counts for _, counts in found])
 
 
 def render(messages: Messages, tokenizer: Any, *, prompt: bool = False) -> str:
     """A conversation as the model reads it; with the opening of an answer if `prompt`.
 
+    The text is all there is: the tokenizer shall put nothing before it and nothing after.
+
     Raises:
         DataError: a chat template that is broken, or that refuses such a conversation.
     """
+    return _apply_template(messages, tokenizer, tokenize=False, add_generation_prompt=prompt)
+
+
+def _apply_template(messages: Messages, tokenizer: Any, **options: Any) -> Any:
     try:
-        return tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=prompt
-        )
+        return tokenizer.apply_chat_template(list(messages), **options)
     except Exception as error:  # a template is foreign code and may fail in any way
         roles, reason = [m["role"] for m in messages], " ".join(str(error).split())
         raise DataError(f"the chat template cannot write the roles {roles} ({reason})") from error
@@ -113,38 +120,56 @@ def check_characters(place: str, text: str) -> None:
 
 def _tokenize_messages(
     messages: Messages, tokenizer: Any, number: int
-) -> tuple[list[int], list[float]]:
-    def written(messages: Messages, *, prompt: bool = False) -> str:
-        try:
-            return render(messages, tokenizer, prompt=prompt)
-        except DataError as error:
-            raise DataError(f"conversation {number + 1}: {error}") from error
+) -> list[tuple[list[int], list[float]]]:
+    """Tokens and what each counts: of the whole conversation, else of each answer by itself."""
+    try:
+        if _MARKS_ANSWERS.search(str(tokenizer.chat_template)):
+            marked = _apply_template(
+                messages, tokenizer, return_dict=True, return_assistant_tokens_mask=True
+            )
+            found = [(marked["input_ids"], [float(x) for x in marked["assistant_masks"]])]
+        else:
+            found = [_encode(*part, tokenizer) for part in _learned_parts(messages, tokenizer)]
+    except DataError as error:
+        raise DataError(f"conversation {number + 1}: {error}") from error
+    end = tokenizer.eos_token_id
+    ends_with_answer = len(found) > 1 or messages[-1]["role"] == "assistant"
+    for tokens, counts in found:
+        # After a question nothing ends: what follows it is an answer.
+        if end is not None and ends_with_answer and end not in tokens[-2:]:
+            tokens.append(end)
+            counts.append(1.0)
+    return found
 
-    text, spans = written(messages), []
+
+def _learned_parts(messages: Messages, tokenizer: Any) -> list[tuple[str, list[tuple[int, int]]]]:
+    """Texts, each with where its answers begin and stop."""
+    text, parts = render(messages, tokenizer), []
     for place, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before = written(messages[:place], prompt=True)
-        after = written(messages[: place + 1])
-        if not (text.startswith(after) and after.startswith(before)):
+        before = render(messages[:place], tokenizer, prompt=True)
+        after = render(messages[: place + 1], tokenizer)
+        if not after.startswith(before):
             raise DataError(
-                f"conversation {number + 1}: the chat template writes message {place + 1} "
-                "differently once others follow, so its tokens cannot be told apart"
+                f"the chat template writes message {place + 1} and what comes before it "
+                "differently from what comes before it alone, so its tokens cannot be told apart"
             )
-        spans.append((len(before), len(after)))
-    # A template that writes its own first token must not get another from the tokenizer.
-    begins = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
-    encoded = tokenizer(text, add_special_tokens=not begins, return_offsets_mapping=True)
-    tokens = list(encoded["input_ids"])
+        parts.append((after, [(len(before), len(after))]))
+    if all(text.startswith(after) for after, _ in parts):
+        return [(text, [span for _, spans in parts for span in spans])]
+    return parts
+
+
+def _encode(
+    text: str, spans: list[tuple[int, int]], tokenizer: Any
+) -> tuple[list[int], list[float]]:
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     counts = [
         float(stop > start and any(start < last and stop > first for first, last in spans))
         for start, stop in encoded["offset_mapping"]
     ]
-    end = tokenizer.eos_token_id
-    if end is not None and end not in tokens[-2:]:
-        tokens.append(end)
-        counts.append(1.0)
-    return tokens, counts
+    return list(encoded["input_ids"]), counts
 
 
 def _read_row(place: str, line: str) -> Document:

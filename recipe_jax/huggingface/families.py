@@ -99,6 +99,8 @@ def read_family_config(config: Mapping[str, Any], path: Path) -> CausalLanguageM
     vocab_size, max_positions, kv_heads = (
         _whole_number(config, key, path, default) for key, default in family.defaults.items()
     )
+    if config.get("num_key_value_heads", kv_heads) is None:
+        kv_heads = None  # as many as query heads, whatever the family has where the key is missing
     head_dim = _whole_number(config, "head_dim", path, family.head_dim)
     _check_heads(width, num_heads, kv_heads, head_dim, path)
     try:
@@ -144,8 +146,6 @@ def write_family_config(cfg: CausalLanguageModelConfig) -> dict[str, Any]:
         raise ModelFolderError(f"positions={cfg.positions} must be Rope in a Llama-family model")
     name = "qwen3" if t.qk_norm else "qwen2" if t.bias == "qkv" else "llama"
     head_dim = t.attention.head_width
-    if name == "qwen2" and head_dim * t.num_heads != t.embed_dim:
-        raise ModelFolderError(f"head_dim={head_dim} must be embed_dim / num_heads in qwen2")
     if name == "qwen3" and t.bias not in ("none", "attention"):
         raise ModelFolderError(f'bias={t.bias!r} must be "none" or "attention" in qwen3')
     theta = cfg.positions.base
@@ -185,11 +185,17 @@ def _biases(name: str, config: Mapping[str, Any], path: Path) -> AttentionBias:
 
 
 def _read_rope(config: Mapping[str, Any], max_positions: int, path: Path) -> Rope:
-    """From `rope_parameters` of transformers 5, else `rope_theta` and `rope_scaling` of 4."""
-    name = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
+    """From `rope_scaling` and `rope_theta` of transformers 4, else `rope_parameters` of 5.
+
+    Where a file has both, or a length before scaling in two places, it is as transformers 5 has it.
+    """
+    name = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
     given = config.get(name) or {}
     if not isinstance(given, dict):
         raise ModelFolderError(f"{path}: {name}={given!r} must be an object")
+    for key, value in given.items():
+        if isinstance(value, dict):
+            raise ModelFolderError(f"{path}: {name} has the key {key!r}, must be for all layers")
     theta = _number(given, "rope_theta", path, _number(config, "rope_theta", path, 10_000.0))
     kind = given.get("rope_type", given.get("type", "default"))
     if kind not in _ROPE_TYPES:
@@ -197,18 +203,18 @@ def _read_rope(config: Mapping[str, Any], max_positions: int, path: Path) -> Rop
     if given.get("partial_rotary_factor", 1.0) != 1.0:
         found = given["partial_rotary_factor"]
         raise ModelFolderError(f"{path}: partial_rotary_factor={found} must be 1.0")
-    interleaved = _truth(config, "rope_interleaved", path)
     if kind == "default":
-        return Rope(theta, interleaved=interleaved)
+        return Rope(theta)
     names = ("factor", "low_freq_factor", "high_freq_factor")[: 1 if kind == "linear" else 3]
     for key in names:
         if given.get(key) is None:
             raise ModelFolderError(f"{path}: rope_type={kind!r} needs the key {key!r}")
     numbers = {key: _number(given, key, path, 1.0) for key in names}
     if kind == "linear":
-        return Rope(theta, LinearScaling(numbers["factor"]), interleaved)
-    original = _whole_number(given, "original_max_position_embeddings", path, max_positions)
-    return Rope(theta, Llama3Scaling(**numbers, original_max_positions=original), interleaved)
+        return Rope(theta, LinearScaling(numbers["factor"]))
+    key = "original_max_position_embeddings"
+    original = _whole_number(config, key, path, _whole_number(given, key, path, max_positions))
+    return Rope(theta, Llama3Scaling(**numbers, original_max_positions=original))
 
 
 def _write_scaling(rope: Rope) -> dict[str, Any]:

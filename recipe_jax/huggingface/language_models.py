@@ -115,10 +115,10 @@ def save_language_model(
     if dtype not in DTYPES:
         raise ModelFolderError(f"dtype={dtype!r} must be one of {sorted(DTYPES)}")
     ends = model.ends[0] if len(model.ends) == 1 else list(model.ends) or None
+    special = {"bos_token_id": model.begin, "eos_token_id": ends}
     config = {
         **write_family_config(model.cfg),
-        "bos_token_id": model.begin,
-        "eos_token_id": ends,
+        **special,
         "dtype": {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[dtype],
     }
     tensors: dict[str, TensorToWrite] = {}
@@ -136,6 +136,8 @@ def save_language_model(
     others = {
         "README.md": card.encode(),
         "config.json": (json.dumps(config, indent=2) + "\n").encode(),
+        # It goes before config.json, and one of an earlier model there would be wrong.
+        "generation_config.json": (json.dumps(special, indent=2) + "\n").encode(),
         **(tokenizer_files or {}),
     }
     path = Path(folder)

@@ -21,6 +21,7 @@ _SPACE = "▁"  # as SentencePiece writes a space
 _NUM_SPECIAL = 3 + 256  # unknown, begin, end, and one token for each byte
 
 PLAIN_CHAT_TEMPLATE = (
+    "{{ bos_token or '' }}"
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant:{% endif %}"
 )

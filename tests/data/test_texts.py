@@ -62,6 +62,49 @@ def test_a_template_that_begins_and_ends_by_itself_gets_nothing_twice():
     assert whole == "<user:hiassistant:hello you>" and answers == "hello you>"
 
 
+def test_a_chat_template_alone_says_how_a_conversation_begins():
+    template = "{% for m in messages %}{{ m['content'] }}|{% endfor %}"
+    whole, answers = learned(Document(messages=tuple(CHAT[1:3])), make_tokenizer(template))
+    assert whole == "hi|hello you|>" and answers == "hello you|>"
+
+
+def test_no_end_is_learned_after_a_question():
+    whole, answers = learned(Document(messages=tuple(CHAT[:4])))
+    assert whole.endswith("user: bye\n") and answers == " hello you\n"
+
+
+def test_what_a_template_marks_is_what_is_learned():
+    template = (
+        "{% for m in messages %}{% if m['role'] == 'assistant' %}a:{%- generation %}"
+        "{{ m['content'] }}{% endgeneration %}|{% else %}{{ m['content'] }}|{% endif %}{% endfor %}"
+    )
+    whole, answers = learned(Document(messages=tuple(CHAT[1:])), make_tokenizer(template))
+    assert whole == "hi|a:hello you|bye|a:so long|>" and answers == "hello youso long>"
+
+
+def test_answers_that_are_written_anew_later_are_sequences_each():
+    """As the template of Qwen3 does, which keeps the thoughts of the last answer only."""
+    template = (
+        "{% for m in messages %}{{ m['role'] }}:"
+        "{% if loop.last and m['role'] == 'assistant' %}hm {% endif %}{{ m['content'] }}|"
+        "{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    tokenizer = make_tokenizer(template)
+    sequences = tokenize_documents([Document(messages=tuple(CHAT[1:]))], tokenizer)
+    rows = [slice(*sequences.offsets[i : i + 2]) for i in range(len(sequences))]
+    first = "user:hi|assistant:hello you|"
+    assert [tokenizer.decode(sequences.tokens[row]) for row in rows] == [
+        "user:hi|assistant:hm hello you|>",
+        f"{first}user:bye|assistant:hm so long|>",
+    ]
+    assert [
+        tokenizer.decode(sequences.tokens[row][sequences.weights[row] > 0]) for row in rows
+    ] == [
+        "hm hello you|>",
+        "hm so long|>",
+    ]
+
+
 def test_a_template_that_writes_the_past_anew_is_refused():
     template = "{{ messages|length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
     with pytest.raises(DataError, match="conversation 1: the chat template writes message 3"):

@@ -33,6 +33,7 @@ CONFIGS = {
     "attention bias": tiny_config(bias="attention"),
     "all biases": tiny_config(bias="all"),
     "qwen2": tiny_config(bias="qkv", head_dim=2),
+    "qwen2, heads of another width": tiny_config(bias="qkv"),
     "qwen3": tiny_config(qk_norm=True),
 }
 
@@ -88,7 +89,14 @@ def test_several_files_and_one_hold_the_same(tmp_path, folder):
     # Written over, the other way round, nothing of the old model is left.
     save_language_model(tmp_path / "many", model, card="")
     found = {path.name for path in (tmp_path / "many").iterdir()}
-    assert found == {ONE_FILE, "config.json", "README.md"}
+    assert found == {ONE_FILE, "config.json", "generation_config.json", "README.md"}
+
+
+def test_a_model_written_over_another_ends_with_its_own_tokens(folder):
+    model = load_language_model(folder)
+    save_language_model(folder, model._replace(begin=3, ends=(4,)), card="")
+    found = load_language_model(folder)
+    assert (found.begin, found.ends) == (3, (4,))
 
 
 def test_every_device_gets_its_shard_and_nothing_else(folder):
@@ -209,6 +217,9 @@ BROKEN = {
     "rope_type='yarn' must be one of ('default', 'linear', 'llama3')": rope(
         rope_type="yarn", factor=2.0
     ),
+    "rope_parameters has the key 'full_attention', must be for all layers": rope(
+        full_attention={"rope_type": "linear", "factor": 2.0}
+    ),
     "rope_type='llama3' needs the key 'factor'": rope(rope_type="llama3"),
     "layer_types holds 'sliding_attention', must be 'full_attention'": lambda f: change_config(
         f, layer_types=["full_attention", "sliding_attention"]
@@ -301,13 +312,26 @@ def test_what_older_checkpoints_hold_besides_is_no_matter(folder):
     assert "head" not in found.params
 
 
+def test_what_is_said_twice_is_read_as_transformers_reads_it(folder):
+    scaled = {"rope_type": "llama3", "factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    change_config(folder, rope_scaling=scaled, rope_theta=5e4, original_max_position_embeddings=16)
+    scaling = Llama3Scaling(factor=2.0, original_max_positions=16)
+    assert load_language_model(folder).cfg.positions == Rope(5e4, scaling)
+
+
+def test_no_number_of_key_heads_is_that_of_query_heads(tmp_path):
+    cfg = tiny_config(bias="qkv", num_kv_heads=6)
+    save_language_model(tmp_path, model_of(cfg), card="")
+    change_config(tmp_path, num_key_value_heads=None)
+    assert load_language_model(tmp_path).cfg.transformer.attention.kv_heads == 6
+
+
 @pytest.mark.parametrize(
     ("cfg", "message"),
     [
         (tiny_config(activation="gelu"), "activation='gelu' must be 'swiglu'"),
         (tiny_config(norm="layer"), "norm='layer' must be 'rms'"),
         (tiny_config(positions=Alibi()), "must be Rope"),
-        (tiny_config(bias="qkv"), "head_dim=4 must be embed_dim / num_heads in qwen2"),
         (tiny_config(bias="all", qk_norm=True), "bias='all' must be"),
     ],
 )
