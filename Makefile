@@ -24,7 +24,7 @@ types: $(INSTALLED)
 
 parity: $(PARITY_INSTALLED)
 	$(PARITY)/bin/python -c 'import torch'
-	$(PARITY)/bin/python -m pytest -q tests/parity
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PARITY)/bin/python -m pytest -q tests/parity
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .

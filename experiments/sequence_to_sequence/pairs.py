@@ -1,7 +1,6 @@
 """Raw ingredient lines and the foods that `prepare` found for them, as a table of pairs.
 
-python -m experiments.sequence_to_sequence pairs --data DIR --recipes recipes.jsonl.zst --out
-lines.tsv
+python -m experiments.sequence_to_sequence pairs --data DIR --recipes RECIPES --out lines.tsv
 
 The target is what a parser and a table of names made of the line: a model of these pairs learns to
 do as they do, their mistakes included.

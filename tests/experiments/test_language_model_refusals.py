@@ -43,6 +43,7 @@ def in_config(**changes: object) -> Change:
     def change(folder: Path) -> None:
         path = folder / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        (folder / "generation_config.json").unlink(missing_ok=True)  # its tokens would go before
 
     return change
 

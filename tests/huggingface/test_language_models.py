@@ -135,6 +135,7 @@ def change_config(folder: Path, **changes) -> None:
     path = folder / "config.json"
     config = json.loads(path.read_text()) | changes
     path.write_text(json.dumps({k: v for k, v in config.items() if v != "removed"}))
+    (folder / "generation_config.json").unlink(missing_ok=True)  # its tokens would go before
 
 
 def change_tensors(folder: Path, change) -> None:
