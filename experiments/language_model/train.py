@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from recipe_kernels import attention_on
 
 from experiments.commands import check_least, check_seed
 from experiments.language_model.checkpoints import Checkpoint, read_checkpoint
@@ -117,7 +118,12 @@ def run(flags: Flags) -> dict[str, Any]:
     initialize_distributed()
     mesh = make_mesh(flags.mesh or "data=1", None if flags.mesh else jax.devices()[:1])
     start = read_checkpoint(
-        flags.model, mesh=mesh, param_dtype="float32", remat=flags.remat, dtype=flags.dtype
+        flags.model,
+        mesh=mesh,
+        param_dtype="float32",
+        attend=attention_on(mesh),
+        remat=flags.remat,
+        dtype=flags.dtype,
     )
     num_tokens = row_length(flags.num_tokens, start.model)
     training, validation = read_split(flags, start.tokenizer, num_tokens)
@@ -126,7 +132,7 @@ def run(flags: Flags) -> dict[str, Any]:
         f"{len(validation)} to validate",
         file=sys.stderr,
     )
-    model, trained = with_adapters(flags, start.model)
+    model, trained = with_adapters(flags, start.model, mesh)
     before = make_validation(model, validation, num_tokens, flags.batch_size, mesh)(model.params)
     result = train(flags, model, trained, training, validation, num_tokens, mesh)
     after = make_validation(model, validation, num_tokens, flags.batch_size, mesh)
@@ -202,12 +208,12 @@ def read_split(
     return training, validation
 
 
-def with_adapters(flags: Flags, model: LanguageModel) -> tuple[LanguageModel, Any]:
+def with_adapters(flags: Flags, model: LanguageModel, mesh: Mesh) -> tuple[LanguageModel, Any]:
     """The model to train, and which of its parameters are trained."""
     if flags.lora_rank is None:
         return model, jax.tree.map(lambda _: True, model.params)
     adapters = LowRank(rank=flags.lora_rank, alpha=flags.lora_alpha, targets=flags.lora_targets)
-    options = {"remat": flags.remat, "dtype": flags.dtype}
+    options = {"attend": attention_on(mesh), "remat": flags.remat, "dtype": flags.dtype}
     cfg, fn, params = add_adapters(model.cfg, model.params, adapters, seed=flags.seed, **options)
     return model._replace(cfg=cfg, fn=fn, params=params), adapter_mask(params)
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import optax
+from recipe_kernels import attention, attention_on
 
 from experiments.recipes.amount_tasks import amounts_task, autoregressive_task
 from experiments.recipes.generator_tasks import (
@@ -111,7 +112,7 @@ class Training(NamedTuple):
     """A task, ready for its first step.
 
     Attributes:
-        fn: the model's pure function.
+        fn: the model's pure function, on one device.
         state: before the first step.
         step: one update.
         batches: an endless stream.
@@ -132,15 +133,17 @@ def set_up(flags: Flags, task: Task) -> Training:
     schedule = warmup_cosine(
         flags.learning_rate, warmup_steps=min(300, flags.steps // 10 + 1), num_steps=flags.steps
     )
-    fn, _ = abstract(make)
+    fn, _ = abstract(lambda: make(attend=attention))
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0),
         muon_adamw(schedule, fn.axes, weight_decay=flags.weight_decay),
         track_average(0.998),
     )
     key = jax.random.key(flags.seed)
-    fn, state, shardings = init_sharded(make, optimizer, key, mesh)
-    step = make_train_step(task.objective(fn), optimizer, shardings)
+    trained, state, shardings = init_sharded(
+        lambda: make(attend=attention_on(mesh)), optimizer, key, mesh
+    )
+    step = make_train_step(task.objective(trained), optimizer, shardings)
     batches = recipe_batches(
         task.training,
         num_foods=task.cfg.embedding.num_foods,

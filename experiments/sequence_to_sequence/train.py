@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from recipe_kernels import attention, attention_on
 
 from experiments.commands import check_least, check_seed
 from experiments.record import command_line, make_record, place_of, write_record
@@ -38,6 +39,7 @@ from experiments.sequence_to_sequence.translator import (
 from recipe_jax.batches import SequencePairBatch
 from recipe_jax.functional import PureModule, abstract, num_parameters
 from recipe_jax.huggingface import to_json
+from recipe_jax.layers.attention import Attend
 from recipe_jax.layers.positions import Alibi, Learned, NoPositions, Rope, Sinusoidal
 from recipe_jax.layers.transformer import TransformerConfig
 from recipe_jax.models.encoder_decoder_transformer import (
@@ -182,14 +184,17 @@ def train(
     training: tuple[Pair, ...],
     validation: tuple[Pair, ...],
 ) -> tuple[FitResult, PureModule[EncoderDecoderTransformer]]:
-    """Fit the model in the run folder."""
+    """Fit the model in the run folder; its function is for one device."""
     mesh = make_mesh(flags.mesh or "data=1", None if flags.mesh else jax.devices()[:1])
 
-    def make() -> EncoderDecoderTransformer:
-        return EncoderDecoderTransformer(cfg, rngs=nnx.Rngs(flags.seed))
+    def make(attend: Attend = attention) -> EncoderDecoderTransformer:
+        return EncoderDecoderTransformer(cfg, attend=attend, rngs=nnx.Rngs(flags.seed))
 
-    optimizer = make_optimizer(flags, abstract(make)[0])
-    fn, state, shardings = init_sharded(make, optimizer, jax.random.key(flags.seed), mesh)
+    alone = abstract(make)[0]
+    optimizer = make_optimizer(flags, alone)
+    fn, state, shardings = init_sharded(
+        lambda: make(attention_on(mesh)), optimizer, jax.random.key(flags.seed), mesh
+    )
 
     def objective(params: Any, batch: SequencePairBatch, key: jax.Array) -> tuple[Any, Any]:
         terms = sequence_pair_loss(fn.bind(params), batch, key if flags.dropout else None)
@@ -219,7 +224,7 @@ def train(
         evaluate=evaluate,
         mesh=mesh,
     )
-    return result, fn
+    return result, alone
 
 
 def make_optimizer(flags: Flags, fn: PureModule[Any]) -> optax.GradientTransformation:
