@@ -7,8 +7,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 # Tests run side by side; scikit-learn's threads, which spin while they wait, would fight for cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Tests compile more than they compute: without most of XLA's optimizations the same numbers take a
-# third of the seconds, here and in processes that a test starts.  `make parity` leaves them on.
+# Tests compile more than they compute: most of XLA's optimizations are left out, here and in
+# processes that a test starts.  `make parity` leaves them on.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax

@@ -104,6 +104,22 @@ def test_accelerator_parts_import_only_what_a_bare_machine_has(path: Path):
         assert standard or top in known, f"{path}:{line} imports {module}"
 
 
+KERNELS = sorted((ROOT / "kernels").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", KERNELS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_kernels_import_layers_and_sharding_alone(path: Path):
+    import sys
+
+    for line, module in imports(path):
+        top, _, rest = module.partition(".")
+        if top == "recipe_jax":
+            assert rest.split(".")[0] in ("layers", "sharding"), f"{path}:{line} imports {module}"
+        else:
+            known = top in sys.stdlib_module_names or top in ON_ACCELERATORS | {"recipe_kernels"}
+            assert known, f"{path}:{line} imports {module}"
+
+
 def test_only_functional_splits_and_merges_modules():
     for path in SOURCES:
         if part_of(path) == "functional":

@@ -6,7 +6,7 @@ under jit, vmap, scan and remat; `jax.lax.platform_dependent` would lower every 
 
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
@@ -85,8 +85,3 @@ def _fold_into_batch(
 @functools.cache
 def _say_once(name: str, platform: str, implementation: str) -> None:
     _log.info("%s on %s: %s", name, platform, implementation)
-
-
-def choice(implementations: Mapping[str, Compute], name: str) -> tuple[str, Compute]:
-    """An implementation with its name, as `Choose` returns it."""
-    return name, implementations[name]

@@ -369,3 +369,5 @@ def test_what_a_named_kernel_cannot_do_is_refused():
     with pytest.raises(NotImplementedError, match=r"attention\(tiled\): bias is a matrix"):
         attention(Q, K, V, bias=bias, implementation="tiled")
     assert_close(attention(Q, K, V, bias=bias), dot_product_attention(Q, K, V, bias=bias))
+    with pytest.raises(NotImplementedError, match=r"attention\(any\): has not a log-sum-exp under"):
+        attention_and_log_sum_exp(Q, K, V, mask=Mask(dense=jnp.ones((1, 1, 6, 9), bool)))

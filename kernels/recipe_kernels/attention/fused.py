@@ -124,8 +124,8 @@ def attention_and_log_sum_exp(
     """
     check_implementation(implementation)
     if implementation == "reference" or mask.dense is not None:
-        asked = "mask.dense" if implementation is None else "no log-sum-exp"
-        raise NotImplementedError(f"attention({implementation or 'any kernel'}): {asked}")
+        lacking = "a log-sum-exp" if mask.dense is None else "a log-sum-exp under mask.dense"
+        raise NotImplementedError(f"attention({implementation or 'any'}): has not {lacking}")
     problem, arrays = make_problem(
         query,
         key,
