@@ -149,7 +149,8 @@ def _may_meet(problem: Problem, i0: int, i1: int, j0: int, j1: int) -> bool:
 
 def _by_key_head(operands: Operands, problem: Problem, plan: _Plan) -> dict[str, jax.Array]:
     """All arrays with one leading axis over batch and key heads, padded to whole tiles."""
-    reading, read = Reach(problem, operands).reads()
+    reach = Reach(problem, operands)
+    reading, read = reach.reads()
     rows = {
         "query": _queries(_blank(operands.query, reading), plan),
         "key": _keys(_blank(operands.key, read), plan),
@@ -161,6 +162,10 @@ def _by_key_head(operands: Operands, problem: Problem, plan: _Plan) -> dict[str,
     for name in ("prefix_lengths", "query_lengths", "key_lengths"):
         if (x := getattr(operands, name)) is not None:
             rows[name] = jnp.repeat(x, plan.k)
+    if any(name.endswith(("lengths", "segments")) for name in problem.names):
+        live = reach.live_tiles(plan.x, plan.y)
+        live = jnp.broadcast_to(live, (plan.b, *live.shape[1:]))
+        rows["live"] = jnp.repeat(live, plan.k, axis=0)
     for name, size in (("query_segments", plan.x), ("key_segments", plan.y)):
         if (x := getattr(operands, name)) is not None:
             rows[name] = _padded(jnp.repeat(x, plan.k, axis=0), size, 1)
@@ -234,7 +239,7 @@ def _forward_chunk(
             mean = mean * before[..., None] + added.reshape(mean.shape)
             return new, total * before + shares.sum(-1), mean
 
-        state = _if_live(problem, plan, rows, at, attend, highest, total, mean)
+        state = _if_live(rows, at, attend, highest, total, mean)
         highest, total, mean = state
         divisor = jnp.where(total == 0, 1.0, total)
         start = (0, 0, at.i * plan.x)
@@ -290,7 +295,7 @@ def _backward_chunk(
             _query_tile(carry[0], at, plan),
             *(_key_tile(grad, at, plan) for grad in carry[1:]),
         )
-        after = _if_live(problem, plan, rows, at, grads_of, *before)
+        after = _if_live(rows, at, grads_of, *before)
         return tuple(
             jax.lax.dynamic_update_slice(grad, new, places(name))
             for name, grad, new in zip(names, carry, after, strict=True)
@@ -370,30 +375,12 @@ def _segments(plan: _Plan, rows: dict[str, jax.Array], at: _Tile) -> tuple[jax.A
     )
 
 
-def _if_live(
-    problem: Problem,
-    plan: _Plan,
-    rows: dict[str, jax.Array],
-    at: _Tile,
-    compute: Any,
-    *state: jax.Array,
-) -> Any:
+def _if_live(rows: dict[str, jax.Array], at: _Tile, compute: Any, *state: jax.Array) -> Any:
     """What the tile makes of the state; the state itself where no row has a pair in the tile."""
-    live = []
-    if "query_lengths" in rows:
-        live.append(at.i * plan.x < rows["query_lengths"])
-    if "key_lengths" in rows:
-        live.append(at.j * plan.y < rows["key_lengths"])
-    if "prefix_lengths" in rows:
-        behind = at.j * plan.y < (at.i + 1) * plan.x
-        live.append(behind | (at.j * plan.y < rows["prefix_lengths"]))
-    if "query_segments" in rows:
-        of_query, of_key = _segments(plan, rows, at)
-        live.append((of_query.min(1) <= of_key.max(1)) & (of_key.min(1) <= of_query.max(1)))
-    if not live:
+    if "live" not in rows:
         return compute(*state)
-    any_live = functools.reduce(jnp.logical_and, live).any()
-    return jax.lax.cond(any_live, compute, lambda *state: state, *state)
+    live = rows["live"][:, at.i, at.j].any()
+    return jax.lax.cond(live, compute, lambda *state: state, *state)
 
 
 def _drop(
