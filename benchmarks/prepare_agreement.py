@@ -18,7 +18,8 @@ import polars as pl
 import tyro
 
 from experiments.record import command_line, make_record, write_record
-from recipe_jax.data.recipes import DataError, split_of
+from recipe_jax.data.files import DataError
+from recipe_jax.data.recipes import split_of
 
 TOLERANCE = 0.25
 KEYS = ("recipe_id", "line")

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recipe_jax.data.foods import replace_file
+from recipe_jax.data.files import replace_file
 
 _PROJECT = Path(__file__).resolve().parents[1]
 

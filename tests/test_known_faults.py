@@ -22,7 +22,7 @@ from experiments.recipes import train as training
 from experiments.recipes.generate import PRETRAINED
 from experiments.recipes.prepared import Prepared, read_prepared
 from recipe_jax.data.composition import read_food_features
-from recipe_jax.data.recipes import DataError
+from recipe_jax.data.files import DataError
 from recipe_jax.decoding import Sampling, SetConstraint, sample_sets
 from recipe_jax.functional import abstract
 from recipe_jax.huggingface import ModelFolderError, load_model, make_module

@@ -22,7 +22,7 @@ from experiments.recipes.ablation_variants import VARIANTS
 from experiments.recipes.child_processes import Job, Stopping, core_sets, run_jobs
 from experiments.recipes.prepared import read_prepared
 from experiments.record import command_line, make_record, write_record
-from recipe_jax.data.foods import replace_file
+from recipe_jax.data.files import replace_file
 
 SHAPE = ("embed_dim", "num_layers", "num_heads", "batch_size")
 

@@ -43,7 +43,7 @@ from experiments.recipes.generation_quality import sample_recipes, two_sample_au
 from experiments.recipes.prepared import Prepared, read_prepared
 from experiments.recipes.scoring import amount_functions, completion_score
 from recipe_jax.data.batching import BUCKETS, EpochPlan, pad_recipes
-from recipe_jax.data.foods import replace_file
+from recipe_jax.data.files import replace_file
 from recipe_jax.data.recipes import RecipeSets
 from recipe_jax.huggingface import LoadedModel
 from recipe_jax.metrics import recall_at_k, reciprocal_rank, wasserstein_distance

@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from experiments.recipes.prepared import Prepared
-from recipe_jax.data.recipes import DataError, RecipeSets
+from recipe_jax.data.files import DataError
+from recipe_jax.data.recipes import RecipeSets
 
 Question: TypeAlias = Literal["foods", "amounts", "unseen"]
 Data: TypeAlias = Callable[[Prepared, int], Prepared]

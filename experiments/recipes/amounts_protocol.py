@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64, Int32, Num
 
 from recipe_jax.data.batching import pad_recipes
-from recipe_jax.data.recipes import DataError, RecipeSets
+from recipe_jax.data.files import DataError
+from recipe_jax.data.recipes import RecipeSets
 from recipe_jax.metrics import (
     bootstrap_interval,
     central_interval,

@@ -38,8 +38,9 @@ from experiments.recipes.completion import (
     evaluate_completion,
 )
 from experiments.recipes.generation_quality import evaluate_generation, sample_recipes
-from recipe_jax.data.foods import read_foods, replace_file
-from recipe_jax.data.recipes import DataError, RecipeSets, read_recipe_sets
+from recipe_jax.data.files import DataError, replace_file
+from recipe_jax.data.foods import read_foods
+from recipe_jax.data.recipes import RecipeSets, read_recipe_sets
 
 PENALTIES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 DAMPINGS = (0.0, 0.25, 0.5, 0.75, 1.0)

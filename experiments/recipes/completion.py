@@ -16,7 +16,8 @@ from jaxtyping import Bool, Float, Int32, Int64
 from rich.console import Console
 from rich.progress import track
 
-from recipe_jax.data.recipes import DataError, RecipeSets
+from recipe_jax.data.files import DataError
+from recipe_jax.data.recipes import RecipeSets
 from recipe_jax.metrics import (
     ndcg_at_k,
     ranks_of_targets,

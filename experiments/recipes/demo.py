@@ -43,8 +43,8 @@ from experiments.recipes.report_data import (
 )
 from experiments.record import device
 from recipe_jax.data.composition import FoodFeatures
+from recipe_jax.data.files import DataError
 from recipe_jax.data.prepare import prepare
-from recipe_jax.data.recipes import DataError
 from recipe_jax.diets import check
 from recipe_jax.explain import attention_maps, pairings, substitutes
 from recipe_jax.huggingface import LoadedModel

@@ -32,7 +32,7 @@ from experiments.recipes.report_figures import (
     training_figure,
 )
 from recipe_jax import plots
-from recipe_jax.data.foods import replace_file
+from recipe_jax.data.files import replace_file
 from recipe_jax.diets import Finding, excluded_contents
 
 _STYLE_SHEET = Path(__file__).with_name("report.css")

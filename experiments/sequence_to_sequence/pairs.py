@@ -15,8 +15,8 @@ from typing import Any
 import polars as pl
 
 from experiments.sequence_to_sequence.text_pairs import MAX_BYTES, Pair, write_pairs
+from recipe_jax.data.files import DataError
 from recipe_jax.data.raw_recipes import read_raw_recipes
-from recipe_jax.data.recipes import DataError
 
 COLUMNS = ("recipe_id", "line", "food")
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
-from recipe_jax.data.foods import replace_file
-from recipe_jax.data.recipes import DataError, split_of
+from recipe_jax.data.files import DataError, replace_file
+from recipe_jax.data.recipes import split_of
 
 Split: TypeAlias = Literal["train", "validation", "test"]
 

@@ -27,8 +27,8 @@ from recipe_jax.data.composition import (
     standardise,
     write_composition,
 )
+from recipe_jax.data.files import DataError
 from recipe_jax.data.foods import FoodTable, food_table, write_foods
-from recipe_jax.data.recipes import DataError
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 DROPPED_COMPOUND = "farnesol"

@@ -27,8 +27,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Float32
 
-from recipe_jax.data.foods import replace_file
-from recipe_jax.data.recipes import DataError
+from recipe_jax.data.files import DataError, replace_file
 
 MIN_COVERAGE = 0.8
 MIN_FOODS_WITH_COMPONENT = 5

@@ -13,7 +13,7 @@ from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
 
-from recipe_jax.data.recipes import DataError
+from recipe_jax.data.files import DataError
 
 _CHUNK_BYTES = 1 << 16
 _GONE = (401, 403, 404, 410, 451)

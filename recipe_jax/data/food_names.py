@@ -19,7 +19,7 @@ from typing import Literal
 
 from rapidfuzz import fuzz, process
 
-from recipe_jax.data.recipes import DataError
+from recipe_jax.data.files import DataError
 
 MatchedBy = Literal["exact", "strip", "phrase", "spelling"]
 

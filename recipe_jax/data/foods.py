@@ -8,7 +8,6 @@ import dataclasses
 import difflib
 import importlib.resources
 import io
-import os
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Float32, Int32
 
-from recipe_jax.data.recipes import DataError
+from recipe_jax.data.files import DataError, replace_file
 
 COLUMNS: Mapping[str, pl.DataType] = {
     "food": pl.String(),
@@ -145,17 +144,3 @@ def write_foods(table: FoodTable, path: Path) -> None:
     else:
         frame.write_parquet(data)
     replace_file(path, data.getvalue())
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Write `data` under a temporary name beside `path`, then rename: never half a file.
-
-    Raises:
-        OSError: a full disk or a folder that cannot be written; `path` is as it was.
-    """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(data)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -16,9 +16,9 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
+from recipe_jax.data.files import DataError
 from recipe_jax.data.foods import FoodTable
 from recipe_jax.data.ingredient_lines import Measure
-from recipe_jax.data.recipes import DataError
 from recipe_jax.data.units import (
     CONTAINERS,
     Unit,

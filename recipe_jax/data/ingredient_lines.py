@@ -20,8 +20,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from recipe_jax.data.files import DataError
 from recipe_jax.data.line_kinds import LineKind, kind_by_name, kind_by_text
-from recipe_jax.data.recipes import DataError
 from recipe_jax.data.units import CONTAINERS, is_mass, is_volume, read_unit
 
 TAGGER = "averaged_perceptron_tagger_eng"

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import polars as pl
 
-from recipe_jax.data.foods import FoodTable, read_foods, replace_file
+from recipe_jax.data.files import DataError, replace_file
+from recipe_jax.data.foods import FoodTable, read_foods
 from recipe_jax.data.grams import ANY_FOOD
-from recipe_jax.data.recipes import DataError
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 

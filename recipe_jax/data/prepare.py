@@ -21,13 +21,14 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
+from recipe_jax.data.files import DataError
 from recipe_jax.data.food_names import read_food_names
 from recipe_jax.data.foods import FoodTable, read_foods, write_foods
 from recipe_jax.data.grams import read_household_weights
 from recipe_jax.data.ingredient_lines import IngredientLine, parse_lines, require_tagger
 from recipe_jax.data.line_mapping import MappedFood, map_line
 from recipe_jax.data.raw_recipes import RawRecipe, read_raw_recipes
-from recipe_jax.data.recipes import DataError, split_of
+from recipe_jax.data.recipes import split_of
 
 PACKAGES = ("ingredient-parser-nlp", "polars", "rapidfuzz")
 RECIPE_SCHEMA = {

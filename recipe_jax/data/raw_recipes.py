@@ -11,7 +11,7 @@ from typing import Any
 
 import zstandard
 
-from recipe_jax.data.recipes import DataError
+from recipe_jax.data.files import DataError
 
 _BLOCK_BYTES = 1 << 20
 _ALLRECIPES = re.compile(r"allrecipes\.com/.*?recipes?/(\d+)", re.IGNORECASE)

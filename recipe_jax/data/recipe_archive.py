@@ -14,7 +14,7 @@ from typing import Any
 
 import zstandard
 
-from recipe_jax.data.recipes import DataError
+from recipe_jax.data.files import DataError
 
 # A scrape that was turned away left the error page's title in place of the recipe's.
 _ERROR_TITLES = ("Too Many Requests",)

@@ -15,11 +15,9 @@ import numpy as np
 import polars as pl
 from jaxtyping import Bool, Float32, Int32, Int64
 
+from recipe_jax.data.files import DataError
+
 SPLITS = ("train", "validation", "test")
-
-
-class DataError(ValueError):
-    """Data broke a rule.  The message is one line that names file, row, value and rule."""
 
 
 def split_of(recipe_id: str) -> str:

@@ -20,8 +20,9 @@ import numpy as np
 import polars as pl
 
 from recipe_jax.data.composition import read_food_features, read_nutrition, write_composition
-from recipe_jax.data.foods import FoodTable, read_foods, replace_file, write_foods
-from recipe_jax.data.recipes import DataError, RecipeSets, split_of
+from recipe_jax.data.files import DataError, replace_file
+from recipe_jax.data.foods import FoodTable, read_foods, write_foods
+from recipe_jax.data.recipes import RecipeSets, split_of
 
 SOURCE = "sample"
 

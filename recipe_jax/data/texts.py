@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from recipe_jax.data.files import DataError
 from recipe_jax.data.packing import TokenSequences
-from recipe_jax.data.recipes import DataError
 
 Messages = Sequence[Mapping[str, str]]
 ROLES = ("system", "user", "assistant")

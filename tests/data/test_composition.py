@@ -24,8 +24,8 @@ from recipe_jax.data.composition import (
     standardise,
     write_composition,
 )
+from recipe_jax.data.files import DataError
 from recipe_jax.data.foods import read_foods
-from recipe_jax.data.recipes import DataError
 
 FOODS = read_foods()
 FEATURES = read_food_features()

@@ -2,9 +2,9 @@
 
 import pytest
 
+from recipe_jax.data.files import DataError
 from recipe_jax.data.food_names import FoodNames, normalise, read_food_names
 from recipe_jax.data.foods import read_foods
-from recipe_jax.data.recipes import DataError
 
 FOODS = ("butter", "peanut butter", "dried basil", "basil", "cheddar", "pasta", "olive oil")
 NAMES = {"cheddar cheese": "cheddar", "rigatoni": "pasta", "food coloring": ""}

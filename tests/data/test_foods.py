@@ -7,8 +7,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recipe_jax.data.foods import read_foods, replace_file, write_foods
-from recipe_jax.data.recipes import DataError
+from recipe_jax.data.files import DataError, replace_file
+from recipe_jax.data.foods import read_foods, write_foods
 
 
 def test_packaged_table_is_the_closed_vocabulary():

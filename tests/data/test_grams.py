@@ -2,6 +2,7 @@
 
 import pytest
 
+from recipe_jax.data.files import DataError
 from recipe_jax.data.foods import read_foods
 from recipe_jax.data.grams import (
     HouseholdWeights,
@@ -10,7 +11,6 @@ from recipe_jax.data.grams import (
     states,
 )
 from recipe_jax.data.ingredient_lines import Measure
-from recipe_jax.data.recipes import DataError
 
 CUP = 236.588
 ROWS = [

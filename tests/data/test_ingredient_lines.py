@@ -9,6 +9,7 @@ import nltk.downloader
 import pytest
 
 from recipe_jax.data import ingredient_lines
+from recipe_jax.data.files import DataError
 from recipe_jax.data.ingredient_lines import (
     TAGGER,
     IngredientLine,
@@ -17,7 +18,6 @@ from recipe_jax.data.ingredient_lines import (
     parse_line,
     parse_lines,
 )
-from recipe_jax.data.recipes import DataError
 
 
 def _has_tagger() -> bool:

@@ -7,9 +7,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from recipe_jax.data.files import DataError
 from recipe_jax.data.foods import read_foods
 from recipe_jax.data.name_assets import ASSETS, household_weights, main, written_names
-from recipe_jax.data.recipes import DataError
 
 WEIGHTS = "food,amount,measure,grams\n"
 

@@ -12,10 +12,11 @@ import polars as pl
 import pytest
 
 from recipe_jax.data import prepare as prepare_module
+from recipe_jax.data.files import DataError
 from recipe_jax.data.foods import read_foods
 from recipe_jax.data.ingredient_lines import TAGGER, IngredientLine, Measure
 from recipe_jax.data.prepare import PrepareReport, prepare
-from recipe_jax.data.recipes import DataError, read_recipe_sets, split_of
+from recipe_jax.data.recipes import read_recipe_sets, split_of
 
 CUP = Measure(quantity=1.0, unit="cup")
 LINES = {

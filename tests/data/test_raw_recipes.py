@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from recipe_jax.data.files import DataError
 from recipe_jax.data.raw_recipes import read_raw_recipes, recipe_id_of
-from recipe_jax.data.recipes import DataError
 
 TOAST = {"id": "t1", "title": "Toast", "source": "home", "ingredients": ["1 slice bread"]}
 

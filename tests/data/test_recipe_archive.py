@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from recipe_jax.data.files import DataError
 from recipe_jax.data.recipe_archive import collect_recipes, recipe_id_of
-from recipe_jax.data.recipes import DataError
 
 TOAST = {
     "title": "Toast",

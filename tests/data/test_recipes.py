@@ -7,7 +7,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recipe_jax.data.recipes import DataError, RecipeSets, read_recipe_sets, split_of
+from recipe_jax.data.files import DataError
+from recipe_jax.data.recipes import RecipeSets, read_recipe_sets, split_of
 
 FOODS = ["salt", "flour", "sugar", "butter"]
 SALT, FLOUR, SUGAR, BUTTER = range(4)

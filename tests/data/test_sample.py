@@ -6,8 +6,9 @@ import polars as pl
 import pytest
 
 from recipe_jax.data.composition import read_food_features, read_nutrition
+from recipe_jax.data.files import DataError
 from recipe_jax.data.foods import read_foods
-from recipe_jax.data.recipes import DataError, RecipeSets, read_recipe_sets
+from recipe_jax.data.recipes import RecipeSets, read_recipe_sets
 from recipe_jax.data.sample import SampleRecipe, read_sample, read_sample_recipes, write_sample
 
 COURSES = {

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from recipe_jax.data.recipes import DataError
+from recipe_jax.data.files import DataError
 from recipe_jax.data.texts import Document, read_documents, tokenize_documents
 from recipe_jax.huggingface.tokenizers import PLAIN_CHAT_TEMPLATE
 

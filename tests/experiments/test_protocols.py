@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from experiments.recipes import amounts_protocol, completion, generation_quality
-from recipe_jax.data.recipes import DataError, RecipeSets
+from recipe_jax.data.files import DataError
+from recipe_jax.data.recipes import RecipeSets
 
 NUM_FOODS = 40
 
