@@ -72,3 +72,37 @@ def test_two_of_one_mesh_are_one_value():
     mesh = make_mesh("data=8")
     assert ShardedAttention(mesh) == ShardedAttention(mesh)
     assert hash(ShardedAttention(mesh)) == hash(ShardedAttention(mesh))
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda"])
+def test_it_works_within_a_shard_map_that_checks_what_varies(platform):
+    mesh = jax.make_mesh((4, 2), ("rows", "heads"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    of_heads, slopes = jax.P("rows", None, "heads"), jnp.array([0.5, 0.25, 0.1, 0.05])
+
+    def gradients(attend):
+        def total(*heads):
+            return (attend(*heads, LENGTHS, slopes) ** 2).sum()
+
+        return jax.jit(jax.grad(total, (0, 1, 2)))
+
+    def attend(query, key, value, lengths, slopes):
+        return attention(
+            query, key, value, mask=Mask(causal=True, key_lengths=lengths), alibi_slopes=slopes
+        )
+
+    split = jax.shard_map(
+        attend,
+        mesh=mesh,
+        in_specs=(of_heads,) * 3 + (jax.P("rows"), jax.P("heads")),
+        out_specs=of_heads,
+        check_vma=True,
+    )
+    ours, one = gradients(split), gradients(attend)
+    heads = [draw(H) for _ in range(3)]
+    if platform == "cpu":
+        for found, expected in zip(ours(*heads), one(*heads), strict=True):
+            assert_close(found, expected)
+    else:
+        pytest.importorskip("triton")
+        text = ours.trace(*heads).lower(lowering_platforms=(platform,)).as_text()
+        assert text.count("@triton_kernel_call") == 2 and "all_gather" not in text

@@ -15,12 +15,13 @@ from recipe_kernels.attention import tiled
 from recipe_kernels.attention.problem import Problem, check_arrays, make_problem
 from recipe_kernels.op import make_operation
 
-Implementation: TypeAlias = Literal["reference", "tiled", "pallas"]
-"""`dot_product_attention`; tiles in plain JAX, on any platform; kernels in Pallas, for TPUs."""
+Implementation: TypeAlias = Literal["reference", "tiled", "triton", "pallas"]
+"""`dot_product_attention`; tiles in plain JAX, on any platform; kernels in Triton, for NVIDIA's
+GPUs; kernels in Pallas, for TPUs."""
 
-_DEFAULT = {"cpu": "tiled", "cuda": "tiled", "tpu": "pallas"}
-_MODULES = {"tiled": "tiled", "pallas": "pallas_tpu"}
-_MADE_FOR = {"pallas": "tpu"}
+_DEFAULT = {"cpu": "tiled", "cuda": "triton", "tpu": "pallas"}
+_MODULES = {"tiled": "tiled", "triton": "triton_gpu", "pallas": "pallas_tpu"}
+_MADE_FOR = {"triton": "cuda", "pallas": "tpu"}
 _NO_MASK = Mask()
 _log = logging.getLogger(__name__)
 

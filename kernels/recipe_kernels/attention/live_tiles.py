@@ -74,7 +74,7 @@ class Reach:
 
     def reads(self) -> tuple[Bool[Array, "#b t"], Bool[Array, "#b s"]]:
         """Whether a query may read any key, and a key be read by any query, segments aside."""
-        i, j = jnp.arange(self.t)[None], jnp.arange(self.s)[None]
+        i, j = (jnp.arange(size, dtype=jnp.int32)[None] for size in (self.t, self.s))
         (low_key, high_key), (low_query, high_query) = self.keys_of(i, i), self.queries_of(j, j)
         return low_key <= high_key, low_query <= high_query
 
@@ -85,7 +85,7 @@ class Reach:
         that were packed one after the other.
         """
         query_tiles, key_tiles = -(-self.t // x), -(-self.s // y)
-        first = jnp.arange(query_tiles)[None] * x
+        first = jnp.arange(query_tiles, dtype=jnp.int32)[None] * x
         low, high = self.keys_of(first, jnp.minimum(first + x, self.t) - 1)
         begin = jnp.arange(key_tiles).reshape(1, 1, -1) * y
         live = (begin <= high[..., None]) & (begin + y > low[..., None])

@@ -29,6 +29,7 @@ TILE_BYTES = 2**20
 
 _ASKING = ("query", "out_grad")
 
+_put = jax.lax.dynamic_update_slice_in_dim
 _dot = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
 _OVER_WIDTH = (((2,), (2,)), ((0,), (0,)))  # c x d, c y d -> c x y
 _OVER_KEYS = (((2,), (1,)), ((0,), (0,)))  # c x y, c y d -> c x d
@@ -218,7 +219,7 @@ def _in_chunks(compute: Any, rows: dict[str, jax.Array], plan: _Plan) -> Any:
 def _forward_chunk(
     problem: Problem, plan: _Plan, rows: dict[str, jax.Array]
 ) -> tuple[Float32[Array, "c g tx d"], Float32[Array, "c g tx"]]:
-    c, g, t = rows["query"].shape[:3]
+    query = rows["query"]
     tiles = np.array(plan.tiles, np.int32).reshape(-1, 2)
     begins = np.concatenate([[True], tiles[1:, 0] != tiles[:-1, 0]])[: len(tiles)]
 
@@ -242,17 +243,17 @@ def _forward_chunk(
         state = _if_live(rows, at, attend, highest, total, mean)
         highest, total, mean = state
         divisor = jnp.where(total == 0, 1.0, total)
-        start = (0, 0, at.i * plan.x)
-        out = jax.lax.dynamic_update_slice(out, mean / divisor[..., None], (*start, 0))
-        lse = jax.lax.dynamic_update_slice(lse, highest + jnp.log(divisor), start)
+        out = _put(out, mean / divisor[..., None], at.i * plan.x, 2)
+        lse = _put(lse, highest + jnp.log(divisor), at.i * plan.x, 2)
         return (out, lse, *state), None
 
+    of_tile = _zeros(query[:, :, : plan.x])
     carry = (
-        jnp.zeros((c, g, t, plan.d)),
-        jnp.full((c, g, t), -jnp.inf),
-        jnp.zeros((c, g, plan.x)),
-        jnp.zeros((c, g, plan.x)),
-        jnp.zeros((c, g, plan.x, plan.d)),
+        _zeros(query),
+        _zeros(query[..., 0]) - jnp.inf,
+        of_tile[..., 0],
+        of_tile[..., 0],
+        of_tile,
     )
     (out, lse, *_), _ = jax.lax.scan(step, carry, (tiles[:, 0], tiles[:, 1], begins))
     return out, lse
@@ -278,34 +279,32 @@ def _backward_chunk(
             value_grad += _dot(_flat(weights), out_grad, _OVER_QUERIES)
             weight_grad = _dot(out_grad, value, _OVER_WIDTH).reshape(shares.shape)
             weight_grad = _drop(problem, plan, rows, at, weight_grad)
-            logit_grad = shares * (weight_grad - delta[..., None])
-            logit_grad = jnp.where(shares > 0, logit_grad, 0.0) * problem.scale
+            logit_grad = shares * (weight_grad - delta[..., None]) * problem.scale
             if slope is not None:
                 logit_grad *= slope
+            # Not zero times NaN: a query that reads nothing may hold it.
+            logit_grad = jnp.where(shares > 0, logit_grad, 0.0)
             logit_grad = _flat(logit_grad).astype(query.dtype)
             added = _dot(logit_grad, key_tile, _OVER_KEYS).reshape(query_grad.shape)
             key_grad += _dot(logit_grad, query_tile, _OVER_QUERIES)
             return query_grad + added, key_grad, value_grad
 
-        def places(name: str) -> tuple[Any, ...]:
-            return (0, 0, at.i * plan.x, 0) if name == "query" else (0, at.j * plan.y, 0)
-
-        names = ("query", "key", "value")
-        before = (
-            _query_tile(carry[0], at, plan),
-            *(_key_tile(grad, at, plan) for grad in carry[1:]),
+        query_grad, key_grad, value_grad = carry
+        of_query, of_key, of_value = _if_live(
+            rows,
+            at,
+            grads_of,
+            _query_tile(query_grad, at, plan),
+            _key_tile(key_grad, at, plan),
+            _key_tile(value_grad, at, plan),
         )
-        after = _if_live(rows, at, grads_of, *before)
-        return tuple(
-            jax.lax.dynamic_update_slice(grad, new, places(name))
-            for name, grad, new in zip(names, carry, after, strict=True)
+        return (
+            _put(query_grad, of_query, at.i * plan.x, 2),
+            _put(key_grad, of_key, at.j * plan.y, 1),
+            _put(value_grad, of_value, at.j * plan.y, 1),
         ), None
 
-    carry = (
-        jnp.zeros(query.shape, jnp.float32),
-        jnp.zeros(key.shape, jnp.float32),
-        jnp.zeros(key.shape, jnp.float32),
-    )
+    carry = (_zeros(query), _zeros(key), _zeros(key))
     return jax.lax.scan(step, carry, (tiles[:, 0], tiles[:, 1]))[0]
 
 
@@ -338,7 +337,8 @@ def _logits(
 
 def _places(plan: _Plan, at: _Tile) -> tuple[Int32[Array, "x"], Int32[Array, "y"]]:
     """Positions of the queries and of the keys of a tile."""
-    return at.i * plan.x + jnp.arange(plan.x), at.j * plan.y + jnp.arange(plan.y)
+    x, y = (jnp.arange(size, dtype=jnp.int32) for size in (plan.x, plan.y))
+    return at.i * plan.x + x, at.j * plan.y + y
 
 
 def _allowed(
@@ -363,16 +363,10 @@ def _allowed(
     if "key_lengths" in rows:
         allowed &= j < of_row("key_lengths")
     if "query_segments" in rows:
-        of_query, of_key = _segments(plan, rows, at)
+        of_query = jax.lax.dynamic_slice_in_dim(rows["query_segments"], at.i * plan.x, plan.x, 1)
+        of_key = jax.lax.dynamic_slice_in_dim(rows["key_segments"], at.j * plan.y, plan.y, 1)
         allowed &= of_query[:, None, :, None] == of_key[:, None, None, :]
     return allowed
-
-
-def _segments(plan: _Plan, rows: dict[str, jax.Array], at: _Tile) -> tuple[jax.Array, jax.Array]:
-    return (
-        jax.lax.dynamic_slice_in_dim(rows["query_segments"], at.i * plan.x, plan.x, 1),
-        jax.lax.dynamic_slice_in_dim(rows["key_segments"], at.j * plan.y, plan.y, 1),
-    )
 
 
 def _if_live(rows: dict[str, jax.Array], at: _Tile, compute: Any, *state: jax.Array) -> Any:
@@ -403,6 +397,14 @@ def _query_tile(x: jax.Array, at: _Tile, plan: _Plan) -> jax.Array:
 
 def _key_tile(x: jax.Array, at: _Tile, plan: _Plan) -> jax.Array:
     return jax.lax.dynamic_slice_in_dim(x, at.j * plan.y, plan.y, 1)
+
+
+def _zeros(like: jax.Array) -> jax.Array:
+    """Of float32; they vary over the axes of a mesh that `like` varies over, as plain ones do not.
+
+    So a loop can start with them within `jax.shard_map(…, check_vma=True)`.
+    """
+    return jnp.where(like == like, jnp.float32(0), jnp.float32(0))
 
 
 def _flat(x: Float[Array, "c g x ..."]) -> Float[Array, "c gx ..."]:
