@@ -116,7 +116,7 @@ class Remote:
         )
         self._process.start()
         theirs.close()
-        self._receive()
+        self.answer()
 
     def __enter__(self) -> "Remote":
         return self
@@ -131,10 +131,19 @@ class Remote:
         Raises:
             RemoteError: if it fails.
         """
-        self._pipe.send(word)
-        return self._receive()
+        self.ask(word)
+        return self.answer()
 
-    def _receive(self) -> Any:
+    def ask(self, word: str) -> None:
+        """Tell the contestant `word`, and leave it at work."""
+        self._pipe.send(word)
+
+    def answer(self) -> Any:
+        """What the contestant measured when it was last asked.
+
+        Raises:
+            RemoteError: if it failed.
+        """
         try:
             return self._pipe.recv()
         except EOFError as error:

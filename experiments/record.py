@@ -17,7 +17,7 @@ from recipe_jax.data.files import replace_file
 
 _PROJECT = Path(__file__).resolve().parents[1]
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn", "torch", "triton")
 
 
 def make_record(command: str, **results: Any) -> dict[str, Any]:
@@ -92,6 +92,12 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, (json.dumps(record, indent=1) + "\n").encode())
     print(f"record: {path}", file=sys.stderr)
+
+
+def write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Write JSON objects, one a line, whole or not at all; the folder is created."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
 def check_writable(path: Path) -> None:

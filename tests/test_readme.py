@@ -1,5 +1,6 @@
 """What the documents show works: their Python runs, and their command lines are understood."""
 
+import argparse
 import ast
 import dataclasses
 import importlib.util
@@ -67,13 +68,18 @@ def cases(pattern: re.Pattern[str]) -> pytest.MarkDecorator:
 
 def read_flags(module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Start the command as `python -m` does, up to where it has read its flags."""
-    parse = tyro.cli
 
-    def parse_and_stop(*args, **options):
-        parse(*args, **options)
-        raise Understood
+    def stopping(parse):
+        def parse_and_stop(*args, **options):
+            parse(*args, **options)
+            raise Understood
 
-    monkeypatch.setattr(tyro, "cli", parse_and_stop)
+        return parse_and_stop
+
+    monkeypatch.setattr(tyro, "cli", stopping(tyro.cli))
+    # What machines without tyro are to run reads its flags with the standard library.
+    parser = argparse.ArgumentParser
+    monkeypatch.setattr(parser, "parse_args", stopping(parser.parse_args))
     monkeypatch.setattr(sys, "argv", [module, *arguments])
     with pytest.raises(Understood), warnings.catch_warnings():
         # Another test may have imported the module already; that is what runpy warns of.

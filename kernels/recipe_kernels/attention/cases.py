@@ -160,6 +160,26 @@ SHORT = (
 )  # fmt: skip
 """At most 64 tokens: many small sets."""
 
+LARGE = (
+    *(
+        Case(f"width {d}, {dtype}", b=2, t=700, s=900, h=4, k=2, d=d, dtype=dtype, causal=True,
+             key_lengths=(900, 500), alibi=True)
+        for dtype in ("bfloat16", "float16", "float32") for d in (16, 40, 64, 96, 128, 200, 256)
+    ),
+    *(
+        Case(f"packed, width {d}", b=2, t=1500, s=1500, h=4, k=4, d=d, dtype="bfloat16",
+             causal=True, segments=(300, 512, 17, 400, 200)) for d in (64, 128)
+    ),
+    Case("windows", b=2, t=2000, s=2000, h=2, k=1, d=64, dtype="bfloat16", causal=True, window=256),
+    Case("dropout, softcap", b=2, t=600, s=600, h=2, k=2, d=64, softcap=5.0, dropout_rate=0.2),
+    Case("many sets", b=2100, t=30, s=30, h=4, k=4, d=64, dtype="bfloat16",
+         query_lengths=tuple(1 + n % 30 for n in range(2100)),
+         key_lengths=tuple(1 + n % 30 for n in range(2100))),
+    Case("many sets, cross", b=1100, t=20, s=64, h=16, k=8, d=32, alibi=True,
+         key_lengths=tuple(n % 65 for n in range(1100))),
+)  # fmt: skip
+"""For devices: sizes at which an interpreter is too slow, and every tile of the tables is used."""
+
 
 def draw(case: Case) -> Drawn:
     """The numbers of a case, the same in every call; what no pair uses holds NaN."""
