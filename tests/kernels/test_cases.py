@@ -25,8 +25,9 @@ FEATURES = (
 
 @pytest.fixture
 def several_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of so few tokens."""
+    """Of so few tokens; and several chunks of so few rows, some with one left over."""
     monkeypatch.setattr(tiled, "TILE_TOKENS", 32)
+    monkeypatch.setattr(tiled, "TILE_BYTES", 2**13)
     smallest = dict.fromkeys(pallas_plan.MOST_TILE_TOKENS, 128)
     monkeypatch.setattr(pallas_plan, "MOST_TILE_TOKENS", smallest)
 

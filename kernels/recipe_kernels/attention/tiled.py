@@ -24,8 +24,8 @@ from recipe_kernels.attention.problem import Operands, Problem
 TILE_TOKENS = 128
 """Queries, and keys, of a tile; fewer where that divides the tokens with less left over."""
 
-TILE_BYTES = 2**20
-"""Of the logits of all heads that are computed together: about what a processor's caches hold."""
+TILE_BYTES = 2**21
+"""Of the logits of all heads of the rows that are computed together: what a cache holds."""
 
 _ASKING = ("query", "out_grad")
 
@@ -41,13 +41,7 @@ def forward(*arrays: jax.Array, problem: Problem) -> tuple[jax.Array, jax.Array]
 
     Where a query may attend to nothing these are 0 and minus infinity.
     """
-    operands = problem.operands(arrays)
-    plan = _Plan.of(operands, problem)
-    rows = _by_key_head(operands, problem, plan)
-    out, lse = _in_chunks(functools.partial(_forward_chunk, problem, plan), rows, plan)
-    return _to_tokens(out, plan).astype(operands.value.dtype), lse.reshape(plan.b, plan.h, -1)[
-        ..., : plan.t
-    ]
+    return _in_chunks(functools.partial(_forward, problem), arrays, problem)
 
 
 def backward(*arrays: jax.Array, problem: Problem) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -57,6 +51,41 @@ def backward(*arrays: jax.Array, problem: Problem) -> tuple[jax.Array, jax.Array
         arrays: those of `forward`, then its outputs and log-sum-exps, and the gradients of both.
         problem: as in `forward`.
     """
+    return _in_chunks(functools.partial(_backward, problem), arrays, problem)
+
+
+def _in_chunks(compute: Any, arrays: tuple[jax.Array, ...], problem: Problem) -> Any:
+    """As many rows of the batch at a time as fit the cache, in the layout that they come in."""
+    operands = problem.operands(arrays[: len(problem.names)])
+    b, c = operands.query.shape[0], _rows_of_chunk(operands)
+    if c == b:
+        return compute(*arrays)
+    whole = b // c * c
+    chunks = [x[:whole].reshape(whole // c, c, *x.shape[1:]) for x in arrays]
+    found = jax.lax.map(lambda chunk: compute(*chunk), chunks)
+    found = jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), found)
+    if whole == b:
+        return found
+    rest = compute(*(x[whole:] for x in arrays))
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), found, rest)
+
+
+def _rows_of_chunk(operands: Operands) -> int:
+    """Of which none is left over, if that costs no more than half a chunk."""
+    (b, t, h, _), s = operands.query.shape, operands.key.shape[1]
+    most = min(b, max(1, TILE_BYTES // (4 * h * _tile_tokens(t) * _tile_tokens(s))))
+    return next((c for c in range(most, most // 2, -1) if b % c == 0), most)
+
+
+def _forward(problem: Problem, *arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
+    operands = problem.operands(arrays)
+    plan = _Plan.of(operands, problem)
+    out, lse = _forward_tiles(problem, plan, _by_key_head(operands, problem, plan))
+    lse = lse.reshape(plan.b, plan.h, -1)[..., : plan.t]
+    return _to_tokens(out, plan).astype(operands.value.dtype), lse
+
+
+def _backward(problem: Problem, *arrays: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     *given, out, lse, out_grad, lse_grad = arrays
     operands = problem.operands(tuple(given))
     plan = _Plan.of(operands, problem)
@@ -64,13 +93,12 @@ def backward(*arrays: jax.Array, problem: Problem) -> tuple[jax.Array, jax.Array
     out_grad = _blank(out_grad, Reach(problem, operands).reads()[0])
     delta = (out.astype(jnp.float32) * out_grad.astype(jnp.float32)).sum(-1).swapaxes(1, 2)
     delta -= lse_grad
-    grads = {
+    rows |= {
         "out_grad": _queries(out_grad.astype(operands.value.dtype), plan),
         "lse": _statistics(jnp.where(jnp.isneginf(lse), 0.0, lse), plan),
         "delta": _statistics(delta, plan),
     }
-    found = _in_chunks(functools.partial(_backward_chunk, problem, plan), rows | grads, plan)
-    query, key, value = found
+    query, key, value = _backward_tiles(problem, plan, rows)
     return (
         _to_tokens(query, plan).astype(operands.query.dtype),
         _keys_to_tokens(key, plan).astype(operands.key.dtype),
@@ -83,7 +111,7 @@ class _Plan:
     """Sizes of everything.
 
     Attributes:
-        b: rows of the batch.
+        b: rows of the chunk.
         t: queries.
         s: keys.
         h: query heads.
@@ -91,7 +119,6 @@ class _Plan:
         d: width of a head.
         x: queries of a tile.
         y: keys of a tile.
-        c: key heads of a chunk, over all rows of the batch.
         tiles: which tiles of queries and of keys meet, by query tile.
     """
 
@@ -103,22 +130,19 @@ class _Plan:
     d: int
     x: int
     y: int
-    c: int
     tiles: tuple[tuple[int, int], ...]
 
     @classmethod
     def of(cls, operands: Operands, problem: Problem) -> "_Plan":
         (b, t, h, d), (s, k) = operands.query.shape, operands.key.shape[1:3]
         x, y = _tile_tokens(t), _tile_tokens(s)
-        most = max(1, TILE_BYTES // (4 * (h // k) * x * y))
-        c = max(size for size in range(1, min(most, b * k) + 1) if b * k % size == 0)
         tiles = tuple(
             (i, j)
             for i in range(-(-t // x))
             for j in range(-(-s // y))
             if _may_meet(problem, i * x, (i + 1) * x - 1, j * y, (j + 1) * y - 1)
         )
-        return cls(b, t, s, h, k, d, x, y, c, tiles)
+        return cls(b, t, s, h, k, d, x, y, tiles)
 
     @property
     def g(self) -> int:
@@ -206,17 +230,7 @@ def _keys_to_tokens(x: Float[Array, "c sy d"], plan: _Plan) -> Float[Array, "b s
     return x.swapaxes(1, 2)
 
 
-def _in_chunks(compute: Any, rows: dict[str, jax.Array], plan: _Plan) -> Any:
-    """As many rows at a time as fit the cache."""
-    total = plan.b * plan.k
-    if plan.c == total:
-        return compute(rows)
-    chunks = jax.tree.map(lambda x: x.reshape(total // plan.c, plan.c, *x.shape[1:]), rows)
-    found = jax.lax.map(compute, chunks)
-    return jax.tree.map(lambda x: x.reshape(total, *x.shape[2:]), found)
-
-
-def _forward_chunk(
+def _forward_tiles(
     problem: Problem, plan: _Plan, rows: dict[str, jax.Array]
 ) -> tuple[Float32[Array, "c g tx d"], Float32[Array, "c g tx"]]:
     query = rows["query"]
@@ -259,7 +273,7 @@ def _forward_chunk(
     return out, lse
 
 
-def _backward_chunk(
+def _backward_tiles(
     problem: Problem, plan: _Plan, rows: dict[str, jax.Array]
 ) -> tuple[Float32[Array, "c g tx d"], Float32[Array, "c sy d"], Float32[Array, "c sy d"]]:
     query, key = rows["query"], rows["key"]
