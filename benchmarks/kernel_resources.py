@@ -3,11 +3,13 @@
     python -m benchmarks.kernel_resources --record benchmarks/records/kernel_resources.json
 
 Needs no GPU.  Prints a line for each kernel, tile and problem: registers of a thread, bytes of
-stack (where registers spill to), bytes of shared memory, and how many tensor core instructions.
+stack (where registers spill to), bytes of shared memory, how many tensor core instructions, and
+whether the assembler makes Hopper's wait for one another, for want of registers.
 """
 
 import dataclasses
 import json
+import os
 import re
 import subprocess
 import tempfile
@@ -45,6 +47,7 @@ class Resources(NamedTuple):
         shared_bytes: of a program.
         wgmma: instructions of Hopper's tensor cores in the PTX.
         mma: those of the older ones.
+        serialized: whether those of Hopper's wait for one another.
     """
 
     problem: str
@@ -58,6 +61,7 @@ class Resources(NamedTuple):
     shared_bytes: int
     wgmma: int
     mma: int
+    serialized: bool
 
 
 PROBLEMS: Mapping[str, dict[str, Any]] = {
@@ -65,6 +69,7 @@ PROBLEMS: Mapping[str, dict[str, Any]] = {
     "causal": {"causal": True},
     "causal, ALiBi": {"causal": True, "alibi": True},
     "causal, window": {"causal": True, "window": 1024},
+    "causal, lengths": {"causal": True, "lengths": True},
     "causal, segments": {"causal": True, "segments": True},
     "causal, dropout": {"causal": True, "dropout_rate": 0.1},
     "short sets, lengths": {"tokens": SHORT_TOKENS, "lengths": True},
@@ -108,7 +113,7 @@ def _compile(name: str, arch: int, dtype: str, width: int) -> Iterator[Resources
         )
         constants = how["constants"]
         tile = (constants["BLOCK_M"], constants.get("BLOCK_N"), how["num_warps"], how["num_stages"])
-        registers, stack_bytes = _usage(compiled.cubin)
+        usage = _assemble(compiled)
         found.append(
             Resources(
                 name,
@@ -117,11 +122,12 @@ def _compile(name: str, arch: int, dtype: str, width: int) -> Iterator[Resources
                 dtype,
                 width,
                 tile,
-                registers,
-                stack_bytes,
+                usage.registers,
+                usage.stack_bytes,
                 compiled.shared,
                 compiled.ptx.count("wgmma.mma_async"),
                 compiled.ptx.count("mma.sync"),
+                usage.serialized,
             )
         )
         return tuple(jnp.zeros(x.shape, x.dtype) for x in outputs)
@@ -177,20 +183,27 @@ def _both(problem: Problem, arrays: tuple[jax.Array, ...]) -> Any:
     return triton_gpu.backward(*arrays, out, log_sums, out, log_sums, problem=problem)
 
 
-def _usage(cubin: bytes) -> tuple[int, int]:
-    """Registers and bytes of stack of a thread."""
+class _Usage(NamedTuple):
+    registers: int
+    stack_bytes: int
+    serialized: bool
+
+
+def _assemble(compiled: triton_bridge.Compiled) -> _Usage:
+    """What the assembler says of the PTX, as whoever launches it assembles it."""
     import triton
 
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
+    arch = f"sm_{compiled.arch}" + ("a" if compiled.arch >= 90 else "")
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(compiled.ptx)
         file.flush()
-        command = [tool, "--dump-resource-usage", file.name]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+)", said)
-    if found is None:
+        command = [tool, "-v", f"-arch={arch}", "-o", os.devnull, file.name]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    registers, stack = re.search(r"Used (\d+) reg", said), re.search(r"(\d+) bytes stack", said)
+    if registers is None or stack is None:
         raise RuntimeError(f"{tool} does not say what the kernel uses: {said!r}")
-    return int(found[1]), int(found[2])
+    return _Usage(int(registers[1]), int(stack[1]), "serialized" in said)
 
 
 def main(options: Options) -> None:
