@@ -33,6 +33,7 @@ import tyro
 from jax.experimental import topologies
 from recipe_kernels import ShardedAttention, attention
 
+from experiments.record import command_line, make_record, write_lines
 from recipe_jax.layers.masks import Mask
 from recipe_jax.sharding import make_mesh
 
@@ -215,7 +216,8 @@ def main(flags: Flags) -> int:
         results.append(result)
         print(json.dumps(result), flush=True)
     if flags.record is not None:
-        flags.record.write_text("".join(json.dumps(result) + "\n" for result in results))
+        head = make_record(command_line("benchmarks.gpu_compile", flags))
+        write_lines(flags.record, [head, *results])
     return 1 if any("error" in result for result in results) else 0
 
 

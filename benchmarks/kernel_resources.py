@@ -1,6 +1,6 @@
 """What the Triton kernels of attention take of a multiprocessor, compiled ahead of time.
 
-    python -m benchmarks.kernel_resources --record benchmarks/records/kernel_resources.json
+    python -m benchmarks.kernel_resources --record benchmarks/records/kernel_resources.jsonl
 
 Needs no GPU.  Prints a line for each kernel, tile and problem: registers of a thread, bytes of
 stack (where registers spill to), bytes of shared memory, how many tensor core instructions, and
@@ -25,6 +25,7 @@ from recipe_kernels import triton_bridge
 from recipe_kernels.attention import triton_gpu
 from recipe_kernels.attention.problem import Problem, make_problem
 
+from experiments.record import command_line, make_record, write_lines
 from recipe_jax.layers.masks import Mask
 
 TOKENS = 4096
@@ -208,15 +209,13 @@ def _assemble(compiled: triton_bridge.Compiled) -> _Usage:
 
 def main(options: Options) -> None:
     """Compile, print, record."""
-    import triton
-
     rows = []
     for row in compile_all(options):
         rows.append(row._asdict())
         print(json.dumps(row._asdict()), flush=True)
     if options.record is not None:
-        record = {"triton": triton.__version__, "jax": jax.__version__, "kernels": rows}
-        options.record.write_text(json.dumps(record, indent=1) + "\n")
+        head = make_record(command_line("benchmarks.kernel_resources", options))
+        write_lines(options.record, [head, *rows])
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ if libtpu is missing.
 import dataclasses
 import functools
 import importlib.util
-import json
 import os
 import sys
 import time
@@ -31,6 +30,7 @@ from jax.experimental import topologies
 from jax.sharding import AbstractDevice, AbstractMesh, SingleDeviceSharding
 from recipe_kernels import attention
 
+from experiments.record import command_line, make_record, write_lines
 from recipe_jax.layers.masks import Mask
 
 SHAPES = {
@@ -143,7 +143,8 @@ def main(flags: Flags) -> int:
         said = result.get("error") or "{seconds} s, {kernels} kernels".format(**result)
         print(f"{result['device']}: {result['shape']}, {result['features']}: {said}", flush=True)
     if flags.record is not None:
-        flags.record.write_text("".join(json.dumps(result) + "\n" for result in results))
+        head = make_record(command_line("benchmarks.tpu_compile", flags))
+        write_lines(flags.record, [head, *results])
     refused = sum("error" in result for result in results)
     print(f"{len(results) - refused} compiled, {refused} refused")
     return 1 if refused else 0

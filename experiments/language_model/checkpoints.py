@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
+from recipe_kernels import attention
 
 from recipe_jax.functional import abstract
 from recipe_jax.huggingface import (
@@ -51,11 +52,13 @@ def read_checkpoint(
             the only other `.bin` file.
         mesh: where the parameters go; one device if None.
         param_dtype: of the parameters; as stored if None.
-        options: of `CausalLanguageModel`.
+        options: of `CausalLanguageModel`; it attends by `recipe_kernels.attention` if they do not
+            say otherwise.
 
     Raises:
         ModelFolderError: nothing there that can be read.
     """
+    options = {"attend": attention} | options
     if place is None:
         data = os.environ.get("RECIPE_JAX_DATA")
         if not data or not (Path(data) / _STORIES).is_file():

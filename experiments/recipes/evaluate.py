@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from recipe_kernels import attention
 from rich.console import Console
 from rich.table import Table
 
@@ -35,7 +36,8 @@ from experiments.recipes.scoring import (
     completion_score,
 )
 from experiments.record import command_line, make_record, write_record
-from recipe_jax.huggingface import LoadedModel, load_model
+from recipe_jax.functional import abstract
+from recipe_jax.huggingface import LoadedModel, load_model, make_module
 
 NUM_GENERATED = 1000
 SCORED_AT_ONCE = 128
@@ -120,7 +122,8 @@ def load_checkpoint(
             f"{path}: the model knows {len(model.foods)} foods, which are not the "
             f"{len(prepared.foods)} of {prepared.source}; train on this data or prepare it again"
         )
-    return model
+    fn, _ = abstract(lambda: make_module(model.model_type, model.cfg, attend=attention))
+    return model._replace(fn=fn)
 
 
 def evaluate_generator(model: LoadedModel, prepared: Prepared, flags: Flags) -> dict[str, Any]:

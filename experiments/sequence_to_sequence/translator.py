@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+from recipe_kernels import attention
 
 from experiments.sequence_to_sequence.byte_tokens import BEGIN, END, VOCAB_SIZE, all_batches, decode
 from experiments.sequence_to_sequence.text_pairs import Pair
-from recipe_jax.functional import Params, PureModule
+from recipe_jax.functional import Params, PureModule, abstract
 from recipe_jax.huggingface import ModelFolderError, load_module, save_module
 from recipe_jax.models.encoder_decoder_transformer import (
     EncoderDecoderTransformer,
@@ -89,8 +91,11 @@ def load_translator(run: Path) -> Translator:
             raise ModelFolderError(
                 f"{path}: {key}={found.config.get(key)!r} must be of type {kind.__name__}"
             )
+    fn, _ = abstract(
+        lambda: EncoderDecoderTransformer(found.cfg, attend=attention, rngs=nnx.Rngs(0))
+    )
     return Translator(
-        fn=found.fn,
+        fn=fn,
         params=found.params,
         max_new_tokens=found.config["max_new_tokens"],
         fingerprint=found.config["fingerprint"],

@@ -45,7 +45,7 @@ def run(drawn: Drawn) -> Results:
     return Results(*(np.asarray(x, np.float32) for x in (out, log_sums, *found)))
 
 
-@settings(max_examples=30, deadline=None, derandomize=True, database=None)
+@settings(max_examples=20, deadline=None, derandomize=True, database=None)
 @given(cases())
 def random_cases(case: Case) -> None:
     drawn = draw(case)

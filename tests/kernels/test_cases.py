@@ -60,7 +60,7 @@ def test_pallas(name, several_tiles):
     check(drawn, run(pallas_tpu, drawn, interpret=True))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(cases())
 def test_tiles_of_any_problem(case: Case):
     with pytest.MonkeyPatch.context() as patched:
