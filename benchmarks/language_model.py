@@ -121,6 +121,7 @@ def ours(workload: Workload) -> Answer:
     import jax
     import jax.numpy as jnp
     import optax
+    from recipe_kernels import attention
 
     from recipe_jax.batches import TokenBatch
     from recipe_jax.huggingface import load_language_model
@@ -129,7 +130,9 @@ def ours(workload: Workload) -> Answer:
     from recipe_jax.training.state import init_state
     from recipe_jax.training.step import make_train_step
 
-    model = load_language_model(workload.folder, param_dtype="float32", remat="elementwise")
+    model = load_language_model(
+        workload.folder, param_dtype="float32", remat="elementwise", attend=attention
+    )
     batch = TokenBatch(
         tokens=workload.tokens,
         segments=np.ones_like(workload.tokens),

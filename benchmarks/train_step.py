@@ -145,6 +145,7 @@ def ours(workload: Workload) -> Answer:
     import jax
     import jax.numpy as jnp
     import optax
+    from recipe_kernels import attention
 
     from recipe_jax.functional import purify
     from recipe_jax.huggingface import make_module
@@ -152,7 +153,7 @@ def ours(workload: Workload) -> Answer:
     from recipe_jax.training.state import init_state
     from recipe_jax.training.step import make_train_step
 
-    fn, _ = purify(make_module("ingredient_generator", workload.cfg))
+    fn, _ = purify(make_module("ingredient_generator", workload.cfg, attend=attention))
     molecules = jax.tree.map(jnp.asarray, workload.molecules)
 
     def objective(params: Any, batch: RecipeBatch, key: Any) -> tuple[Any, Any]:
