@@ -12,19 +12,19 @@ pytest.importorskip("triton")
 
 from recipe_kernels import attention, op
 
-from benchmarks.kernel_resources import Options, compile_all
+from benchmarks.kernel_resources import PROBLEMS, Options, compile_all
 from recipe_jax.layers.masks import Mask
 
 LONG_KERNELS = ("forward", "key_grads", "query_grads")
 
 
 @pytest.mark.parametrize("width", [64, 128])
-@pytest.mark.parametrize("problem", ["causal", "causal, ALiBi", "causal, segments"])
+@pytest.mark.parametrize("problem", [name for name in PROBLEMS if "short" not in name])
 def test_long_tiles_do_not_spill_on_hopper_and_use_its_tensor_cores(problem, width):
     options = Options(archs=(90,), dtypes=("bfloat16",), widths=(width,), problems=(problem,))
     found = {row.kernel: row for row in compile_all(options)}
     for name in LONG_KERNELS:
-        assert found[name].stack_bytes == 0, found[name]
+        assert found[name].stack_bytes == 0 and not found[name].serialized, found[name]
         assert found[name].wgmma > 0 and found[name].mma == 0, found[name]
         assert found[name].shared_bytes <= 232448, found[name]
 

@@ -35,13 +35,13 @@ _LONG: dict[tuple[Kernel, int, int], dict[int, Tile]] = {
     },
     ("key_grads", 90, 2): {
         64: Tile(64, 128, 8, 2),
-        128: Tile(32, 64, 8, 2),
+        128: Tile(32, 64, 4, 2),
         256: Tile(32, 32, 8, 1),
     },
     ("query_grads", 90, 2): {
-        64: Tile(128, 64, 8, 2, 128),
+        64: Tile(64, 64, 4, 2),
         128: Tile(128, 64, 8, 2),
-        256: Tile(64, 16, 8, 1),
+        256: Tile(128, 16, 8, 1),
     },
     ("forward", 0, 2): {64: Tile(128, 64, 4, 2), 128: Tile(128, 32, 4, 2), 256: Tile(64, 32, 4, 1)},
     ("key_grads", 0, 2): {
@@ -63,13 +63,21 @@ _LONG: dict[tuple[Kernel, int, int], dict[int, Tile]] = {
     },
 }
 
+_NEEDY: dict[tuple[Kernel, int, int], dict[int, Tile]] = {
+    ("forward", 90, 2): {64: Tile(128, 64, 8, 3)},
+    ("key_grads", 90, 2): {64: Tile(64, 64, 4, 1), 128: Tile(32, 128, 8, 1)},
+}
+"""Of problems whose masks take more registers: what `_LONG` has would spill."""
+
 MANY_SETS = 8192
 """From so many short sets on, a program does several and every multiprocessor still has enough."""
 
 _SETS_OF_PROGRAM = 4
 
 
-def tile_of(kernel: Kernel, arch: int, itemsize: int, width: int, t: int, s: int) -> Tile:
+def tile_of(
+    kernel: Kernel, arch: int, itemsize: int, width: int, t: int, s: int, *, needy: bool = False
+) -> Tile:
     """The tile that a kernel takes.
 
     Args:
@@ -79,11 +87,13 @@ def tile_of(kernel: Kernel, arch: int, itemsize: int, width: int, t: int, s: int
         width: padded head width.
         t: queries.
         s: keys.
+        needy: whether the mask takes more registers than `causal` and ALiBi.
     """
     if kernel in ("short_forward", "short_grads"):
         return _short_tile(kernel, itemsize, width, padded(t), padded(s))
     known = 90 if arch >= 90 and (kernel, 90, itemsize) in _LONG else 0
     row = _LONG[kernel, known, itemsize]
+    row = row | _NEEDY.get((kernel, known, itemsize), {}) if needy else row
     tile = row[min(most for most in row if width <= most)]
     return tile._replace(block_m=min(tile.block_m, padded(t)), block_n=min(tile.block_n, padded(s)))
 

@@ -112,13 +112,12 @@ def _statistics(
     return log2_sums, deltas
 
 
-def _needs_registers(kernel: Kernel, problem: Problem) -> bool:
-    """Whether registers would spill if their number were limited."""
-    needy = (
-        {"key_segments", "seeds"} if kernel == "forward" else {"key_segments", "seeds", "slopes"}
-    )
-    windowed = kernel != "forward" and problem.window is not None
-    return bool(needy & set(problem.names)) or problem.softcap is not None or windowed
+def _is_needy(kernel: Kernel, problem: Problem) -> bool:
+    """Whether what the mask asks for beside `causal` and ALiBi takes many registers."""
+    if problem.softcap is not None or {"key_segments", "seeds"} & set(problem.names):
+        return True
+    ends = {"query_lengths", "key_lengths", "prefix_lengths"} & set(problem.names)
+    return kernel == "key_grads" and (problem.window is not None or bool(ends))
 
 
 class _Call(NamedTuple):
@@ -143,9 +142,8 @@ class _Call(NamedTuple):
             padded(operands.query.shape[3]),
             operands.query.shape[1],
             operands.key.shape[1],
+            needy=_is_needy(kernel, problem),
         )
-        if _needs_registers(kernel, problem):
-            tile = tile._replace(max_registers=None)
         return cls(operands, problem, tile)
 
     def inputs(self, *, by_queries: bool) -> tuple[jax.Array | None, ...]:
