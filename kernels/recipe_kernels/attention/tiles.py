@@ -91,7 +91,8 @@ def tile_of(
     """
     if kernel in ("short_forward", "short_grads"):
         return _short_tile(kernel, itemsize, width, padded(t), padded(s))
-    known = 90 if arch >= 90 and (kernel, 90, itemsize) in _LONG else 0
+    # From 12.0 on there are small multiprocessors again, with the memory of 8.6.
+    known = 90 if 90 <= arch < 120 and (kernel, 90, itemsize) in _LONG else 0
     row = _LONG[kernel, known, itemsize]
     row = row | _NEEDY.get((kernel, known, itemsize), {}) if needy else row
     tile = row[min(most for most in row if width <= most)]
