@@ -1,6 +1,7 @@
 """Every test sees eight CPU devices and strict array arithmetic."""
 
 import os
+from collections.abc import Iterator
 
 # Before the first import of jax: the device count is read once, when the backend starts.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -12,6 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
+import jaxtyping
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -25,3 +27,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "real_data" in item.keywords:
             item.add_marker(missing)
+
+
+@pytest.fixture
+def untyped() -> Iterator[None]:
+    """As users call functions: without the checks of types that tests add."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -14,6 +14,7 @@ ALLOWED = {
     "batches": set(),
     "metrics": set(),
     "semantic_ids": set(),
+    "prefix_index": {"semantic_ids"},
     "plots": set(),
     "transformer_plots": {"plots"},
     "diets": set(),
@@ -24,7 +25,7 @@ ALLOWED = {
     "models": {"layers", "batches", "functional"},
     "data": {"batches"},
     "training": {"functional", "sharding"},
-    "decoding": {"models", "layers", "batches", "functional"},
+    "decoding": {"models", "layers", "batches", "functional", "prefix_index"},
     "explain": {"models", "layers", "batches", "functional"},
     "huggingface": {"models", "layers", "batches", "functional", "sharding"},
 }
@@ -46,6 +47,8 @@ ON_ACCELERATORS = {"jax", "flax", "optax", "orbax", "numpy", "jaxtyping"}
 DECODING = {
     "beam_search",
     "integrated_gradients",
+    "item_beam_search",
+    "item_scores",
     "joint_decoding",
     "mask_predict",
     "set_likelihood",

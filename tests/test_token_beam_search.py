@@ -1,13 +1,12 @@
 """Beam search over tokens: what brute force finds, and what the plain forward pass confirms."""
 
-import dataclasses
 import itertools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fading_decoder import ANY, RAN, TRACED, FadingDecoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_language_model import VOCAB_SIZE, tiny_model
@@ -17,51 +16,6 @@ from recipe_jax.token_beam_search import TokenBeamSearch, beam_search_tokens
 from recipe_jax.token_decoding import TokensSoFar, generate
 
 V, N = 4, 4
-
-
-@dataclasses.dataclass(frozen=True)
-class FadingDecoder:
-    """Logits are the sum of a row per token read, halved with every later one; order matters.
-
-    It stands for the pure function of a `TokenDecoder`.  Shapes it was traced with, and how often
-    it ran, go to the lists of its own name.
-    """
-
-    name: str = "any"
-
-    def bind(self, params: Any) -> Any:
-        return _Bound(self.name, params)
-
-
-ANY = FadingDecoder()
-
-TRACED: dict[str, list[tuple[int, ...]]] = {}
-RAN: dict[str, list[int]] = {}
-
-
-class _Bound:
-    def __init__(self, name: str, params: Any):
-        self.name, self.params = name, params
-
-    def empty_cache(self, batch_size: int, capacity: int, context: Any = None) -> jax.Array:
-        zeros = jnp.zeros((1, batch_size, V))
-        return zeros if context is None else zeros + context[None]
-
-    def decode(self, tokens: Any, lengths: Any, cache: Any) -> tuple[Any, Any]:
-        TRACED.setdefault(self.name, []).append(tokens.shape)
-        jax.debug.callback(lambda: RAN.setdefault(self.name, []).append(1))
-
-        def read(carry: jax.Array, now: Any) -> tuple[jax.Array, jax.Array]:
-            token, real = now
-            carry = jnp.where(real[:, None], 0.5 * carry + self.params[token], carry)
-            return carry, carry
-
-        real = jnp.arange(tokens.shape[1])[:, None] < lengths[None]
-        last, states = jax.lax.scan(read, cache[0], (tokens.T, real))
-        return states.swapaxes(0, 1), last[None]
-
-    def logits(self, states: Any) -> Any:
-        return states
 
 
 def random_params(seed: int, scale: float = 1.5) -> np.ndarray:
