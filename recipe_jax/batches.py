@@ -71,3 +71,19 @@ class SequencePairBatch(NamedTuple):
     source_lengths: Int32[AnyArray, "b"]
     target: Int32[AnyArray, "b t"]
     target_lengths: Int32[AnyArray, "b"]
+
+
+class NextItemBatch(NamedTuple):
+    """Rows of item histories, several packed one after the other, each item with the one after it.
+
+    Attributes:
+        items: index into the `n` items of the catalogue; anything at padding.
+        targets: the item that follows in the same history; anything at padding.
+        segments: number of the history within its row, from 1; 0 at padding, which is last.
+        positions: place of each item in its history, from 0.
+    """
+
+    items: Int32[AnyArray, "b t"]
+    targets: Int32[AnyArray, "b t"]
+    segments: Int32[AnyArray, "b t"]
+    positions: Int32[AnyArray, "b t"]
