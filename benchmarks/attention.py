@@ -151,7 +151,8 @@ def print_results(
     console.print(f"large product and large copy: {large}")
     for goal in goals:
         verdict = "reached" if goal["reached"] else "NOT reached"
-        console.print(f"{goal['goal']}: {goal['value']:.3g} (goal {goal['rule']}): {verdict}")
+        value = "not measured" if goal["value"] is None else f"{goal['value']:.3g}"
+        console.print(f"{goal['goal']}: {value} (goal {goal['rule']}): {verdict}")
 
 
 def main(flags: Flags) -> int:

@@ -77,18 +77,18 @@ def main() -> int:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     # A fresh interpreter: device state does not survive a fork.
     context = multiprocessing.get_context("spawn")
+    command = f"python -m benchmarks.attention_correctness --implementation {flags.implementation}"
+    head = make_record(command + (" --large" if flags.large else ""))
     rows = []
     with concurrent.futures.ProcessPoolExecutor(flags.processes, context) as pool:
         for row in pool.map(functools.partial(examine, flags.implementation), cases):
             rows.append(row)
             print(json.dumps(row), flush=True)
+            if flags.record is not None:
+                write_lines(flags.record, [head, *rows])
     wrong = [row["case"] for row in rows if not row["right"]]
     summary = {"cases": len(rows), "wrong": wrong}
     if flags.record is not None:
-        command = (
-            f"python -m benchmarks.attention_correctness --implementation {flags.implementation}"
-        )
-        head = make_record(command + (" --large" if flags.large else ""))
         write_lines(flags.record, [head, *rows, summary])
     print(json.dumps(summary))
     return 1 if wrong else 0

@@ -187,6 +187,7 @@ def main() -> int:
     if flags.record is not None:
         check_writable(flags.record)
     kernel: Attend = functools.partial(attention, implementation=flags.implementation)
+    command = f"python -m benchmarks.attention_training --implementation {flags.implementation}"
     found, right = {}, True
     for name, make in (("recipes", of_recipes), ("language model", of_language)):
         with jax.default_matmul_precision("highest"):
@@ -208,10 +209,9 @@ def main() -> int:
             "seconds_per_step_of_reference": of_reference,
         }
         right &= difference <= ALIKE and losses[-1] < losses[0]
-    command = f"python -m benchmarks.attention_training --implementation {flags.implementation}"
-    record = make_record(command, steps=flags.steps, small=flags.small, runs=found, right=right)
-    if flags.record is not None:
-        write_record(flags.record, record)
+        record = make_record(command, steps=flags.steps, small=flags.small, runs=found, right=right)
+        if flags.record is not None:
+            write_record(flags.record, record)
     print(json.dumps(record))
     return 0 if right else 1
 

@@ -229,7 +229,7 @@ def static_search(
 
 def transformers(count: int) -> Answer:
     """`prefix_allowed_tokens_fn` in the same search; the model is a table here, too."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
     from transformers.generation.logits_process import PrefixConstrainedLogitsProcessor
 
     children: dict[tuple[int, ...], list[int]] = {}
@@ -318,15 +318,18 @@ def goals(rows: list[dict[str, Any]], flags: Flags) -> dict[str, float | None]:
         ]
         return found[0] if found else None
 
-    few, many = min(flags.items), max(flags.items)
-    mine, theirs = step("ours", flags.trie_items), step("transformers", flags.trie_items)
+    def ratio(one: tuple[str, int], other: tuple[str, int]) -> float | None:
+        above, below = step(*one), step(*other)
+        return None if above is None or below is None else above / below
+
+    few, many, trie = min(flags.items), max(flags.items), flags.trie_items
     return {
-        "time_of_most_items_over_fewest": step("ours", many) / step("ours", few),
+        "time_of_most_items_over_fewest": ratio(("ours", many), ("ours", few)),
         "most_bytes_per_item": max(
             row["bytes_per_item"] for row in rows if row["contestant"] == "ours"
         ),
-        "static_time_over_ours": step("static", many) / step("ours", many),
-        "transformers_time_over_ours": None if theirs is None or mine is None else theirs / mine,
+        "static_time_over_ours": ratio(("static", many), ("ours", many)),
+        "transformers_time_over_ours": ratio(("transformers", trie), ("ours", trie)),
     }
 
 

@@ -43,9 +43,9 @@ print({name: m.version(name) for name in known if name in installed}, jax.device
 stage "correctness" timeout 130 "$python" -m benchmarks.attention_correctness \
   --implementation "$kernels" --processes "$processes" "${cases[@]}" \
   --record "$out/attention_correctness.jsonl"
-stage "benchmarks" timeout 260 "$python" -m benchmarks.attention --device "$device" \
+stage "benchmarks" timeout 250 "$python" -m benchmarks.attention --device "$device" \
   "${quick[@]}" --record "$out/attention_$device.jsonl"
-stage "training" timeout 140 "$python" -m benchmarks.attention_training \
+stage "training" timeout 130 "$python" -m benchmarks.attention_training \
   --implementation "$kernels" --steps "$steps" "${small[@]}" \
   --record "$out/attention_training.json"
 exit "$failed"

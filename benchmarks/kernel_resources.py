@@ -73,6 +73,22 @@ PROBLEMS: Mapping[str, dict[str, Any]] = {
     "causal, lengths": {"causal": True, "lengths": True},
     "causal, segments": {"causal": True, "segments": True},
     "causal, dropout": {"causal": True, "dropout_rate": 0.1},
+    "causal, cap": {"causal": True, "softcap": 30.0},
+    "causal, ALiBi, segments, dropout": {
+        "causal": True,
+        "alibi": True,
+        "segments": True,
+        "dropout_rate": 0.1,
+    },
+    "everything": {
+        "causal": True,
+        "alibi": True,
+        "window": 1024,
+        "segments": True,
+        "lengths": True,
+        "softcap": 30.0,
+        "dropout_rate": 0.1,
+    },
     "short sets, lengths": {"tokens": SHORT_TOKENS, "lengths": True},
 }
 
@@ -151,6 +167,7 @@ def _forward_and_backward(
     window: int | None = None,
     segments: bool = False,
     lengths: bool = False,
+    softcap: float | None = None,
     dropout_rate: float = 0.0,
 ) -> tuple[Callable[..., Any], jax.ShapeDtypeStruct]:
     def compute(query: jax.Array) -> Any:
@@ -170,7 +187,7 @@ def _forward_and_backward(
             ),
             alibi_slopes=jnp.ones(HEADS) if alibi else None,
             scale=None,
-            softcap=None,
+            softcap=softcap,
             dropout_rate=dropout_rate,
             dropout_key=jax.random.key(0),
         )

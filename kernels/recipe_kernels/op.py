@@ -55,9 +55,16 @@ def make_operation(name: str, *, shapes: Compute, choose: Choose) -> Compute:
         return rule
 
     primitive.def_abstract_eval(abstract)
-    primitive.def_impl(
-        lambda *arrays, **static: jax.jit(functools.partial(primitive.bind, **static))(*arrays)
+    # One function, so that what is called outside jit is compiled once, too.
+    bind = jax.jit(
+        lambda static, *arrays: primitive.bind(*arrays, **dict(static)), static_argnums=0
     )
+
+    def run(*arrays: Any, **static: Any) -> Any:
+        with jax.disable_jit(False):  # a primitive has nothing else to be run by
+            return bind(tuple(static.items()), *arrays)
+
+    primitive.def_impl(run)
     for platform in PLATFORMS:
         mlir.register_lowering(primitive, lowered_for(platform), platform=platform)
     batching.primitive_batchers[primitive] = functools.partial(_fold_into_batch, primitive)
@@ -69,6 +76,8 @@ def _fold_into_batch(
 ) -> tuple[list[jax.Array], list[int]]:
     """What `vmap` does: the mapped axis and the batch become one."""
     size = next(x.shape[axis] for x, axis in zip(arrays, axes, strict=True) if axis is not None)
+    if not size:
+        raise ValueError(f"{primitive.name}: vmap is over an axis of size 0, must be at least 1")
 
     def whole(x: jax.Array, axis: int | None) -> jax.Array:
         if axis is None:

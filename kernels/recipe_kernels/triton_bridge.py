@@ -25,6 +25,9 @@ DEFAULT_ARCH = 90
 PTX_VERSION = 87
 """What every CUDA from 12.8 on reads: jaxlib's assembler may be older than Triton's own."""
 
+_NEWER_PTX = {103: 88, 121: 88}
+"""Architectures that older PTX does not know -> the first that does."""
+
 MOST_PROGRAMS = 2**31 - 1
 """CUDA's limit of the first axis of a grid."""
 
@@ -201,7 +204,7 @@ def _compile(
         "num_warps": num_warps,
         "num_stages": num_stages,
         "maxnreg": max_registers,
-        "ptx_version": PTX_VERSION,
+        "ptx_version": _NEWER_PTX.get(arch, PTX_VERSION),
         "enable_fp_fusion": True,
     }
     made = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)

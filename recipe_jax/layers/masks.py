@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Int
 
 _STATIC = ("causal", "window")
@@ -49,6 +50,8 @@ class Mask:
     dense: Bool[Array, "#b #h t s"] | None = None
 
     def __post_init__(self) -> None:
+        if self.window is not None and not isinstance(self.window, int | np.integer):
+            raise ValueError(f"window={self.window} must be a whole number of tokens")
         if self.window is not None and self.window < 1:
             raise ValueError(f"window={self.window} must be at least 1: a query sees itself")
         if self.prefix_lengths is not None and not self.causal:

@@ -57,7 +57,12 @@ def test_goals_are_reached_or_not_by_what_was_measured():
     found = {goal["goal"]: goal for goal in goals_of("cpu", rows)}
     assert found["causal, 2,048: time of XLA over ours"]["reached"] is False
     assert found["causal, 2,048: our time over torch's"]["reached"] is True
-    assert len(found) == 2  # nothing is said of what was not measured
+    assert len(found) == 2  # nothing is said of what was not asked for
+    rows[1] = {"workload": "causal, 2,048", "contestant": "jax.nn, xla", "failure": "no memory"}
+    for given in (rows, [rows[0], rows[2]]):
+        found = {goal["goal"]: goal for goal in goals_of("cpu", given)}
+        goal = found["causal, 2,048: time of XLA over ours"]
+        assert goal["value"] is None and goal["reached"] is False
 
 
 def test_it_measures_and_records_a_line_for_each_contestant(tmp_path):

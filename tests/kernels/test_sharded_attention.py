@@ -23,16 +23,18 @@ def draw(heads: int) -> jax.Array:
 
 def gradients(attend, *heads):
     def total(*heads):
-        slopes = jnp.array([0.5, 0.25, 0.1, 0.05])
+        slopes = jnp.array([0.5, 0.25, 0.1, 0.05, 0.2, 0.3])[: heads[0].shape[2]]
         return (attend(*heads, mask=MASK, alibi_slopes=slopes) ** 2).sum()
 
     return jax.value_and_grad(total, (0, 1, 2))(*heads)
 
 
-@pytest.mark.parametrize("num_kv_heads", [4, 2, 1])
-@pytest.mark.parametrize("mesh", MESHES)
-def test_values_and_gradients_are_those_of_one_device(mesh, num_kv_heads):
-    heads = draw(H), draw(num_kv_heads), draw(num_kv_heads)
+@pytest.mark.parametrize(
+    ("mesh", "num_heads", "num_kv_heads"),
+    [*((mesh, 4, k) for mesh in MESHES for k in (4, 2, 1)), (MESHES[1], 6, 3), (MESHES[2], 3, 3)],
+)
+def test_values_and_gradients_are_those_of_one_device(mesh, num_heads, num_kv_heads):
+    heads = draw(num_heads), draw(num_kv_heads), draw(num_kv_heads)
     sharded = ShardedAttention(make_mesh(mesh))
     found = jax.jit(lambda *heads: gradients(sharded, *heads))(*heads)
     expected = jax.jit(lambda *heads: gradients(attention, *heads))(*heads)
@@ -48,14 +50,39 @@ def test_no_device_asks_another_for_heads(mesh):
         made, jax.P(axes, None, "tensor" if made.shape.get("tensor", 1) > 1 else None)
     )
     heads = [jax.ShapeDtypeStruct((B, T, H, D), jnp.float32, sharding=sharding)] * 3
-
-    def pull(query, key, value):
-        out, pull = jax.vjp(lambda *x: ShardedAttention(made)(*x, mask=MASK), query, key, value)
-        return pull(out)
-
-    text = jax.jit(pull).lower(*heads).compile().as_text()
+    text = compiled_gradients(made, *heads)
     for moved in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
         assert moved not in text, moved
+
+
+@pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(4, 1), (8, 2), (12, 6)])
+def test_key_heads_too_few_to_be_split_are_not_gathered_and_their_gradients_are_added(
+    num_heads, num_kv_heads
+):
+    made = make_mesh("tensor=4,data=2")
+
+    def heads(count: int, axis: str | None) -> jax.ShapeDtypeStruct:
+        sharding = jax.NamedSharding(made, jax.P("data", None, axis))
+        return jax.ShapeDtypeStruct((B, T, count, D), jnp.float32, sharding=sharding)
+
+    given = heads(num_heads, "tensor"), *[heads(num_kv_heads, None)] * 2
+    text = compiled_gradients(made, *given)
+    assert "all-reduce" in text
+    for moved in ("all-gather", "all-to-all", "collective-permute"):
+        assert moved not in text, moved
+
+
+def compiled_gradients(mesh, *heads) -> str:
+    def pull(query, key, value):
+        out, pull = jax.vjp(lambda *x: ShardedAttention(mesh)(*x, mask=MASK), query, key, value)
+        return pull(out)
+
+    return jax.jit(pull).lower(*heads).compile().as_text()
+
+
+def test_an_unknown_implementation_is_refused(untyped):
+    with pytest.raises(ValueError, match="implementation='fast' must be one of"):
+        ShardedAttention(make_mesh("data=8"), "fast")
 
 
 def test_other_rows_and_heads_drop_other_weights():

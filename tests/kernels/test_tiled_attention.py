@@ -170,6 +170,18 @@ BAD = {
     "alibi_slopes has shape (2,), must be (4,)": ((Q, K, V), {"alibi_slopes": SLOPES[:2]}),
     "dropout_rate=1.0 must be at least 0 and below 1": ((Q, K, V), {"dropout_rate": 1.0}),
     "softcap=0.0 must be positive": ((Q, K, V), {"softcap": 0.0}),
+    "softcap=inf must be positive and finite": ((Q, K, V), {"softcap": float("inf")}),
+    "scale=nan must be finite": ((Q, K, V), {"scale": float("nan")}),
+    "query has dtype int32, must be floating": ((Q.astype(int), K, V), {}),
+    "bias has shape (1, 3, 6, 9), must have (2 or 1, 4 or 1, 6, 9)": (
+        (Q, K, V),
+        {"bias": jnp.zeros((1, 3, 6, 9))},
+    ),
+    "bias has shape (6, 9), must have": ((Q, K, V), {"bias": jnp.zeros((6, 9))}),
+    "mask.dense has shape (1, 1, 6, 8), must have": (
+        (Q, K, V),
+        {"mask": Mask(dense=jnp.ones((1, 1, 6, 8), bool))},
+    ),
     "implementation='fast' must be one of": ((Q, K, V), {"implementation": "fast"}),
 }
 
@@ -177,8 +189,56 @@ BAD = {
 @pytest.mark.parametrize("message", BAD)
 def test_bad_input_is_refused_by_name(message, untyped):
     heads, options = BAD[message]
-    with pytest.raises(ValueError, match=re.escape(message)):
-        attention(*heads, **options)
+    # The same whichever computes: a bias leaves it to the reference.
+    for more in ({}, {"implementation": "reference"}, {"bias": jnp.zeros((1, 1, 6, 9))}):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            attention(*heads, **more | options)
+
+
+@pytest.mark.parametrize("window", [100, 2**31 - 1, 2**31, 2**40, np.int64(2**40)])
+def test_a_window_of_any_size_is_no_window(window, untyped):
+    given = Mask(window=window, key_lengths=lengths(9, 7))
+    plain = attention(Q, K, V, mask=Mask(key_lengths=lengths(9, 7)))
+    np.testing.assert_array_equal(attention(Q, K, V, mask=given), plain)
+
+
+def test_a_real_nan_reaches_every_gradient_that_it_is_part_of():
+    query = Q.at[1, 2, 3, 5].set(jnp.nan)
+    grad = jnp.ones_like(Q)
+    found, expected = (
+        values_and_gradients(attend, query, K, V, grad)
+        for attend in (attention, dot_product_attention)
+    )
+    for ours, theirs in zip(found[1:], expected[1:], strict=True):
+        np.testing.assert_array_equal(jnp.isnan(ours), jnp.isnan(theirs))
+
+
+def test_calls_outside_jit_compile_once_and_work_without_jit():
+    heads = arrays(b=1, t=7, h=3, k=1, d=8)
+    compiled: list[str] = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: compiled.append(event)
+    )
+    first = attention(*heads)
+    assert any("backend_compile" in event for event in compiled)
+    compiled.clear()
+    np.testing.assert_array_equal(attention(*heads), first)
+    assert not any("backend_compile" in event for event in compiled)
+    with jax.disable_jit():
+        np.testing.assert_array_equal(attention(*heads), first)
+
+
+def test_lengths_are_whole_numbers_and_so_is_a_window(untyped):
+    with pytest.raises(ValueError, match=r"mask.key_lengths has dtype float32, must be whole"):
+        attention(Q, K, V, mask=Mask(key_lengths=jnp.array([2.5, 3.0])))
+    with pytest.raises(ValueError, match=r"window=2.5 must be a whole number"):
+        Mask(window=2.5)
+
+
+def test_nothing_to_map_over_is_refused():
+    heads = [x[None][:0] for x in (Q, K, V)]
+    with pytest.raises(ValueError, match="attention_forward: vmap is over an axis of size 0"):
+        jax.vmap(attention)(*heads)
 
 
 def test_what_a_named_kernel_cannot_do_is_refused():

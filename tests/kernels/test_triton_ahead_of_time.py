@@ -6,11 +6,12 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 pytest.importorskip("triton")
 
-from recipe_kernels import attention, op
+from recipe_kernels import attention, op, triton_bridge
 
 from benchmarks.kernel_resources import PROBLEMS, Options, compile_all
 from recipe_jax.layers.masks import Mask
@@ -71,6 +72,28 @@ def test_a_program_for_cuda_calls_the_kernels(implementation):
 def test_short_sets_take_one_kernel_forward_and_one_backward():
     text = lowered(jnp.zeros((8, 20, 4, 32), jnp.bfloat16), mask=Mask(causal=True))
     assert text.count("@triton_kernel_call") == 2
+
+
+def test_numbers_of_numpy_are_those_of_python(untyped):
+    query = jnp.zeros((2, 128, 4, 64), jnp.bfloat16)
+    key = jax.random.key(0)
+    of_python = {"softcap": 2.0, "dropout_rate": 0.5, "scale": 0.25}
+    of_numpy = {name: np.float64(x) for name, x in of_python.items()}
+    texts = [
+        lowered(query, mask=Mask(causal=True, window=window), dropout_key=key, **numbers)
+        for window, numbers in ((100, of_python), (np.int64(100), of_numpy))
+    ]
+    assert texts[0] == texts[1]
+    assert "triton_kernel_call" in texts[0]
+
+
+def test_newer_gpus_get_code_that_their_assembler_knows_and_old_ones_are_refused(monkeypatch):
+    query = jnp.zeros((1, 80, 2, 32), jnp.bfloat16)
+    monkeypatch.setattr(triton_bridge, "cuda_arch", lambda: 103)
+    assert lowered(query, implementation="triton").count("@triton_kernel_call") == 4
+    monkeypatch.setattr(triton_bridge, "cuda_arch", lambda: 75)
+    with pytest.raises(NotImplementedError, match=r"compute capability 7.5 is below 8.0"):
+        lowered(query, implementation="triton")
 
 
 def test_another_platform_is_refused():

@@ -34,7 +34,12 @@ def kept_pairs(
     of_pair = of_query ^ (j.astype(jnp.uint32) * jnp.uint32(0x85EBCA77))
     # As signed integers: what compares unsigned ones wrongly is the TPU (jax-ml/jax issue 23972).
     ordered = (_mixed(of_pair) ^ jnp.uint32(2**31)).astype(jnp.int32)
-    return ordered >= jnp.int32(round(rate * 2**32) - 2**31)
+    return ordered >= jnp.int32(threshold(rate) - 2**31)
+
+
+def threshold(rate: float) -> int:
+    """The hash from which on a weight is kept; at most the highest."""
+    return min(round(rate * 2**32), 2**32 - 1)
 
 
 def _mixed(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:

@@ -12,7 +12,13 @@ from jaxtyping import Array, Float, Float32, PRNGKeyArray
 from recipe_jax.layers.attention import dot_product_attention
 from recipe_jax.layers.masks import Mask
 from recipe_kernels.attention import tiled
-from recipe_kernels.attention.problem import Problem, check_arrays, make_problem
+from recipe_kernels.attention.problem import (
+    Problem,
+    check_arrays,
+    check_mask,
+    check_options,
+    make_problem,
+)
 from recipe_kernels.op import make_operation
 
 Implementation: TypeAlias = Literal["reference", "tiled", "triton", "pallas"]
@@ -74,6 +80,16 @@ def attention(
         if implementation is None:
             _say_once(f"attention with {dense}: reference")
         check_arrays(query, key, value)
+        check_mask(mask, query, key)
+        check_options(
+            query,
+            key,
+            bias=bias,
+            alibi_slopes=alibi_slopes,
+            scale=scale,
+            softcap=softcap,
+            dropout_rate=dropout_rate,
+        )
         return dot_product_attention(
             query,
             key,
@@ -138,6 +154,8 @@ def attention_and_log_sum_exp(
         dropout_rate=dropout_rate,
         dropout_key=dropout_key,
     )
+    if implementation in _MADE_FOR:
+        _check_limits(implementation, problem, arrays)
     return attend(problem, implementation, arrays)
 
 
@@ -157,16 +175,25 @@ def _choose(direction: str) -> Any:
         kernels = _kernels(name)
         said = name
         if name in _MADE_FOR:
-            operands = problem.operands(tuple(avals[: len(problem.names)]))
-            beyond = "; ".join(kernels.limits(operands, problem))
-            if beyond and implementation:
-                raise NotImplementedError(f"attention({name}): {beyond}")
-            if beyond:
+            arrays = tuple(avals[: len(problem.names)])
+            if implementation:
+                _check_limits(name, problem, arrays)
+            if beyond := _limits(name, problem, arrays):
                 kernels, said = tiled, f"tiled, not {name}: {beyond}"
         compute = getattr(kernels, direction)
         return said, lambda *arrays, problem, implementation: compute(*arrays, problem=problem)
 
     return choose
+
+
+def _check_limits(name: str, problem: Problem, arrays: tuple[Any, ...]) -> None:
+    if beyond := _limits(name, problem, arrays):
+        raise NotImplementedError(f"attention({name}): {beyond}")
+
+
+def _limits(name: str, problem: Problem, arrays: tuple[Any, ...]) -> str:
+    """What kernels of this name cannot do of the problem; nothing if they can."""
+    return "; ".join(_kernels(name).limits(problem.operands(arrays), problem))
 
 
 def _kernels(name: str) -> Any:

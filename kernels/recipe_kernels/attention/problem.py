@@ -1,6 +1,7 @@
 """What an attention kernel is asked: arrays, and what is known when the program is compiled."""
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -89,14 +90,16 @@ def make_problem(
         ValueError: names the argument, its value and the rule.
     """
     check_arrays(query, key, value)
+    check_mask(mask, query, key)
+    check_options(
+        query,
+        key,
+        alibi_slopes=alibi_slopes,
+        scale=scale,
+        softcap=softcap,
+        dropout_rate=dropout_rate,
+    )
     (b, t, h, d), s = query.shape, key.shape[1]
-    check_mask(mask, b, t, s)
-    if alibi_slopes is not None and alibi_slopes.shape != (h,):
-        raise ValueError(f"alibi_slopes has shape {alibi_slopes.shape}, must be ({h},)")
-    if not 0.0 <= dropout_rate < 1.0:
-        raise ValueError(f"dropout_rate={dropout_rate} must be at least 0 and below 1")
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"softcap={softcap} must be positive; None for no cap")
     seeds = None
     if dropout_rate > 0 and dropout_key is not None:
         seeds = jax.random.bits(dropout_key, (b, h), jnp.uint32)
@@ -125,9 +128,10 @@ def make_problem(
         names=names,
         scale=float(d**-0.5 if scale is None else scale),
         causal=mask.causal,
-        window=mask.window,
-        softcap=softcap,
-        dropout_rate=0.0 if seeds is None else dropout_rate,
+        # Numbers of Python, and a window that no arithmetic of kernels overflows by.
+        window=None if mask.window is None else min(int(mask.window), t + s),
+        softcap=None if softcap is None else float(softcap),
+        dropout_rate=0.0 if seeds is None else float(dropout_rate),
     )
     return problem, arrays
 
@@ -141,6 +145,8 @@ def check_arrays(query: Any, key: Any, value: Any) -> None:
             )
         if 0 in x.shape:
             raise ValueError(f"{name} has shape {x.shape}, must not be empty")
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(f"{name} has dtype {x.dtype}, must be floating-point numbers")
     if key.shape != value.shape:
         raise ValueError(f"key has shape {key.shape}, must be that of value, {value.shape}")
     for axis, what in ((0, "batch"), (3, "head width")):
@@ -156,8 +162,45 @@ def check_arrays(query: Any, key: Any, value: Any) -> None:
     check_heads(query.shape[2], key.shape[2])
 
 
-def check_mask(mask: Mask, b: int, t: int, s: int) -> None:
+def check_options(
+    query: Any,
+    key: Any,
+    *,
+    bias: Any = None,
+    alibi_slopes: Any = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    dropout_rate: float = 0.0,
+) -> None:
+    """Refuse what else `attention` takes, where it breaks a rule."""
+    h = query.shape[2]
+    if bias is not None:
+        _check_pairs("bias", bias, query, key)
+    if alibi_slopes is not None and alibi_slopes.shape != (h,):
+        raise ValueError(f"alibi_slopes has shape {alibi_slopes.shape}, must be ({h},)")
+    if scale is not None and not math.isfinite(scale):
+        raise ValueError(f"scale={scale} must be finite")
+    if softcap is not None and not 0 < softcap < math.inf:
+        raise ValueError(f"softcap={softcap} must be positive and finite; None for no cap")
+    if not 0.0 <= dropout_rate < 1.0:
+        raise ValueError(f"dropout_rate={dropout_rate} must be at least 0 and below 1")
+
+
+def _check_pairs(name: str, x: Any, query: Any, key: Any) -> None:
+    (b, t, h, _), s = query.shape, key.shape[1]
+    fits = x.ndim == 4 and x.shape[0] in (1, b) and x.shape[1] in (1, h) and x.shape[2:] == (t, s)
+    if not fits:
+        raise ValueError(
+            f"{name} has shape {x.shape}, must have ({b} or 1, {h} or 1, {t}, {s}): batch, heads, "
+            "queries, keys"
+        )
+
+
+def check_mask(mask: Mask, query: Any, key: Any) -> None:
     """Refuse arrays of a mask that do not fit the batch, the queries or the keys."""
+    (b, t), s = query.shape[:2], key.shape[1]
+    if mask.dense is not None:
+        _check_pairs("mask.dense", mask.dense, query, key)
     shapes = {
         "prefix_lengths": (b,),
         "query_lengths": (b,),
@@ -171,7 +214,9 @@ def check_mask(mask: Mask, b: int, t: int, s: int) -> None:
             continue
         if x.shape != shape:
             raise ValueError(f"mask.{name} has shape {x.shape}, must have {shape}")
-        if isinstance(x, Tracer):
+        if not jnp.issubdtype(x.dtype, jnp.integer):
+            raise ValueError(f"mask.{name} has dtype {x.dtype}, must be whole numbers")
+        if isinstance(x, Tracer) or not getattr(x, "is_fully_addressable", True):
             continue
         numbers = np.asarray(x)
         longest = {"query_lengths": t, "prefix_lengths": s, "key_lengths": s}.get(name)

@@ -6,12 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from recipe_jax.layers.attention import Attend
 from recipe_jax.layers.masks import Mask
 from recipe_jax.sharding import BATCH_AXES, Mesh
-from recipe_kernels.attention.fused import Implementation, attend, attention
+from recipe_kernels.attention.fused import (
+    Implementation,
+    attend,
+    attention,
+    check_implementation,
+)
 from recipe_kernels.attention.problem import make_problem
 
 _NO_MASK = Mask()
@@ -23,8 +29,9 @@ class ShardedAttention:
     """`attention` as a value for models that are trained on a mesh.
 
     Without it the compiler would gather whatever a kernel reads.  Rows are split over the axes
-    "data" and "fsdp", heads over "tensor"; where their number is no multiple, every device of the
-    axis computes all of them.
+    "data" and "fsdp", heads over "tensor".  Where key heads are too few to be split, every device
+    has all of them, takes those that its query heads read, and the devices add up their gradients.
+    Where the number of rows, or of query heads, is no multiple, every device computes all of them.
 
     Attributes:
         mesh: the devices.
@@ -33,6 +40,9 @@ class ShardedAttention:
 
     mesh: Mesh
     implementation: Implementation | None = None
+
+    def __post_init__(self) -> None:
+        check_implementation(self.implementation)
 
     def __call__(
         self,
@@ -62,10 +72,14 @@ class ShardedAttention:
             # The reference is products of matrices, which the compiler splits by itself.
             return attention(query, key, value, bias=bias, implementation=name, **options)
         problem, arrays = make_problem(query, key, value, **options)
-        specs = self._specs(query.shape[0], key.shape[2])
+        h, k = query.shape[2], key.shape[2]
+        specs = self._specs(query.shape[0], h, k)
+        takes = specs["query"] != specs["key"]
 
-        def local(*arrays: jax.Array) -> jax.Array:
-            results: Any = attend(problem, name, arrays)
+        def local(query: jax.Array, key: jax.Array, value: jax.Array, *rest: Any) -> jax.Array:
+            if takes:
+                key, value = (_heads_read(x, query.shape[2], h // k) for x in (key, value))
+            results: Any = attend(problem, name, (query, key, value, *rest))
             return results[0]
 
         split = jax.shard_map(
@@ -77,21 +91,36 @@ class ShardedAttention:
         )
         return split(*arrays)
 
-    def _specs(self, batch_size: int, num_kv_heads: int) -> Mapping[str, Any]:
+    def _specs(self, batch_size: int, num_heads: int, num_kv_heads: int) -> Mapping[str, Any]:
         """Where each array is split."""
         sizes = dict(self.mesh.shape)
         present = tuple(axis for axis in BATCH_AXES if sizes.get(axis, 1) > 1)
         rows = present if batch_size % math.prod(sizes[axis] for axis in present) == 0 else None
-        # Key heads decide: a device needs those that its query heads read.
         size = sizes.get(_HEAD_AXIS, 1)
-        heads = _HEAD_AXIS if size > 1 and num_kv_heads % size == 0 else None
-        of_heads, of_rows, of_tokens = jax.P(rows, None, heads), jax.P(rows), jax.P(rows, None)
+        heads = _HEAD_AXIS if size > 1 and num_heads % size == 0 else None
+        key_heads = heads if num_kv_heads % size == 0 else None
+        of_rows, of_tokens = jax.P(rows), jax.P(rows, None)
         return {
-            **dict.fromkeys(("query", "key", "value"), of_heads),
+            "query": jax.P(rows, None, heads),
+            **dict.fromkeys(("key", "value"), jax.P(rows, None, key_heads)),
             **dict.fromkeys(("slopes", "seeds"), jax.P(rows, heads)),
             **dict.fromkeys(("prefix_lengths", "query_lengths", "key_lengths"), of_rows),
             **dict.fromkeys(("query_segments", "key_segments"), of_tokens),
         }
+
+
+def _heads_read(x: Float[Array, "b s k d"], own: int, group: int) -> Float[Array, "b s _ d"]:
+    """Of all key heads those that the query heads of this device read.
+
+    Args:
+        x: all of them.
+        own: query heads of a device.
+        group: query heads that read the same one.
+    """
+    first = jax.lax.axis_index(_HEAD_AXIS) * own
+    if group % own == 0:
+        return jax.lax.dynamic_slice_in_dim(x, first // group, 1, axis=2)
+    return jnp.take(x, (first + jnp.arange(own)) // group, axis=2)
 
 
 def attention_on(mesh: Mesh) -> Attend:

@@ -297,7 +297,7 @@ def _backward_tiles(
             if slope is not None:
                 logit_grad *= slope
             # Not zero times NaN: a query that reads nothing may hold it.
-            logit_grad = jnp.where(shares > 0, logit_grad, 0.0)
+            logit_grad = jnp.where(shares == 0, 0.0, logit_grad)
             logit_grad = _flat(logit_grad).astype(query.dtype)
             added = _dot(logit_grad, key_tile, _OVER_KEYS).reshape(query_grad.shape)
             key_grad += _dot(logit_grad, query_tile, _OVER_QUERIES)

@@ -66,6 +66,7 @@ _LONG: dict[tuple[Kernel, int, int], dict[int, Tile]] = {
 _NEEDY: dict[tuple[Kernel, int, int], dict[int, Tile]] = {
     ("forward", 90, 2): {64: Tile(128, 64, 8, 3)},
     ("key_grads", 90, 2): {64: Tile(64, 64, 4, 1), 128: Tile(32, 128, 8, 1)},
+    ("query_grads", 90, 2): {128: Tile(128, 32, 8, 2)},
 }
 """Of problems whose masks take more registers: what `_LONG` has would spill."""
 

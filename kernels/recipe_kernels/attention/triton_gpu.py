@@ -10,6 +10,9 @@ from recipe_kernels import triton_bridge
 from recipe_kernels.attention import triton_long, triton_short
 from recipe_kernels.attention.problem import Operands, Problem
 
+LEAST_ARCH = 80
+"""Compute capability times ten: older GPUs have no bfloat16 and other tensor cores."""
+
 MOST_WIDTH = 256
 """Of a head: a tile of wider ones does not fit the registers."""
 
@@ -23,6 +26,8 @@ def limits(operands: Operands, problem: Problem) -> tuple[str, ...]:
     found = []
     if not triton_bridge.is_installed():
         found.append("the package triton is missing: pip install 'recipe-jax[kernels]'")
+    if (arch := triton_bridge.cuda_arch()) < LEAST_ARCH:
+        found.append(f"compute capability {arch / 10} is below {LEAST_ARCH / 10}")
     if width > MOST_WIDTH:
         found.append(f"head width {width} is above {MOST_WIDTH}")
     if dtype not in DTYPES:

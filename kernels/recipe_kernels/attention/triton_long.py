@@ -7,11 +7,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32
 
 from recipe_kernels import triton_bridge
+from recipe_kernels.attention.dropout import threshold
 from recipe_kernels.attention.live_tiles import Reach, ranges
 from recipe_kernels.attention.problem import Operands, Problem
 from recipe_kernels.attention.tiles import Kernel, Tile, padded, tile_of
 
 _STATISTICS_ROWS = 64
+
+_LEAST_FOLDED = 1e-30
+"""A scale that a maximum is multiplied by: what vanishes in float32 would make it NaN."""
 
 
 def forward(
@@ -166,8 +170,8 @@ class _Call(NamedTuple):
             "D": d,
             "WIDTH": padded(d),
             "CAUSAL": problem.causal,
-            "FOLDED": plain and problem.scale > 0,
-            "THRESHOLD": round(problem.dropout_rate * 2**32),
+            "FOLDED": plain and problem.scale > _LEAST_FOLDED,
+            "THRESHOLD": threshold(problem.dropout_rate),
             "RAGGED": ragged,
             "BLOCK_M": self.tile.block_m,
             "BLOCK_N": self.tile.block_n,

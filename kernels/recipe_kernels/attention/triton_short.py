@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
 from recipe_kernels import triton_bridge
+from recipe_kernels.attention.dropout import threshold
 from recipe_kernels.attention.problem import Operands, Problem
 from recipe_kernels.attention.tiles import Kernel, Tile, padded, sets_of_program, tile_of
 
@@ -107,7 +108,7 @@ def _how(operands: Operands, problem: Problem, tile: Tile) -> dict[str, Any]:
             "D": d,
             "WIDTH": padded(d),
             "CAUSAL": problem.causal,
-            "THRESHOLD": round(problem.dropout_rate * 2**32),
+            "THRESHOLD": threshold(problem.dropout_rate),
             "SETS": sets,
             "BLOCK_M": tile.block_m,
             "BLOCK_N": tile.block_n,
