@@ -1,19 +1,15 @@
 """Raw recipes from JSON lines: one recipe a row, its ingredients as written."""
 
 import dataclasses
-import gzip
 import hashlib
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import zstandard
-
 from recipe_jax.data.files import DataError
+from recipe_jax.data.text_lines import parse_object, read_lines
 
-_BLOCK_BYTES = 1 << 20
 _ALLRECIPES = re.compile(r"allrecipes\.com/.*?recipes?/(\d+)", re.IGNORECASE)
 
 
@@ -49,7 +45,7 @@ def read_raw_recipes(path: Path, *, limit: int | None = None) -> Iterator[RawRec
             twice.
     """
     seen: dict[str, int] = {}
-    for row, text in _rows(path):
+    for row, text in read_lines(path):
         if limit is not None and len(seen) >= limit:
             return
         recipe = _recipe(text, row, f"{path}: row {row}")
@@ -74,54 +70,8 @@ def recipe_id_of(source: str, url: str) -> str:
     return f"{source[:4]}_{hashlib.sha1(url.encode()).hexdigest()[:10]}"
 
 
-def _rows(path: Path) -> Iterator[tuple[int, str]]:
-    """Rows that are not blank, with their numbers from 1."""
-    row = 0
-    try:
-        for row, text in enumerate(_lines(path), start=1):
-            if text.strip():
-                yield row, text
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: after row {row}: not UTF-8 text ({error.reason})") from error
-    except (EOFError, OSError, zstandard.ZstdError) as error:
-        raise DataError(f"{path}: after row {row}: cannot be read ({error})") from error
-
-
-def _lines(path: Path) -> Iterator[str]:
-    if path.suffix == ".zst":
-        yield from _zstd_lines(path)
-    elif path.suffix == ".gz":
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            yield from file
-    else:
-        with path.open(encoding="utf-8") as file:
-            yield from file
-
-
-def _zstd_lines(path: Path) -> Iterator[str]:
-    # Not `stream_reader`: it takes a truncated file for a complete one.
-    decompressor = zstandard.ZstdDecompressor().decompressobj()
-    rest = b""
-    with path.open("rb") as file:
-        while not decompressor.eof:
-            compressed = file.read(_BLOCK_BYTES)
-            if not compressed:
-                raise EOFError("the compressed data end too early")
-            *lines, rest = (rest + decompressor.decompress(compressed)).split(b"\n")
-            yield from (line.decode() for line in lines)
-    yield rest.decode()
-
-
 def _recipe(text: str, row_number: int, place: str) -> RawRecipe | None:
-    try:
-        row = json.loads(text)
-    except json.JSONDecodeError as error:
-        shown = text.strip()[:40]
-        raise DataError(f"{place}: value={shown!r} is not JSON ({error.msg})") from error
-    if not isinstance(row, dict):
-        raise DataError(f"{place}: must be a JSON object, is {type(row).__name__}")
+    row = parse_object(text, place)
     if isinstance(output := row.get("output"), dict) and "ingredients" not in row:
         if not isinstance(inner := output.get("recipe"), dict):
             return None
