@@ -33,17 +33,23 @@ class StoredTensor(NamedTuple):
 
     Attributes:
         file: where it lies.
+        name: under which it lies there.
         shape: its shape.
         dtype: its dtype.
     """
 
     file: Path
+    name: str
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
 
 
-def find_tensors(folder: Path) -> dict[str, StoredTensor]:
+def find_tensors(folder: Path, *, skip: tuple[str, ...] = ()) -> dict[str, StoredTensor]:
     """Every tensor of `model.safetensors`, or of the files that the index names.
+
+    Args:
+        folder: of the checkpoint.
+        skip: last parts of the names of tensors that are not looked at.
 
     Raises:
         ModelFolderError: a missing or truncated file, an index that does not fit its files, or a
@@ -58,7 +64,7 @@ def find_tensors(folder: Path) -> dict[str, StoredTensor]:
                 raise ModelFolderError(f"{folder / INDEX}: {name!r} must be a file of this folder")
         tensors: dict[str, StoredTensor] = {}
         for file in sorted(set(named.values())):
-            found = _headers(folder / file)
+            found = _headers(folder / file, skip)
             for name in found:
                 if named.get(name) != file:
                     place = f"in {named[name]}" if name in named else "nowhere"
@@ -67,12 +73,13 @@ def find_tensors(folder: Path) -> dict[str, StoredTensor]:
                     )
             tensors |= found
         for name in sorted(set(named) - set(tensors)):
-            raise ModelFolderError(f"{folder / INDEX}: tensor {name!r} is not in {named[name]}")
+            if not name.endswith(skip):
+                raise ModelFolderError(f"{folder / INDEX}: tensor {name!r} is not in {named[name]}")
         return tensors
-    return _headers(folder / ONE_FILE)
+    return _headers(folder / ONE_FILE, skip)
 
 
-def read_block(tensor: StoredTensor, name: str, index: tuple[slice, ...]) -> np.ndarray:
+def read_block(tensor: StoredTensor, index: tuple[slice, ...]) -> np.ndarray:
     """A block of a tensor; its file is mapped only as long as it is read.
 
     Pages of a mapped file count as this process's memory until it is closed.
@@ -81,9 +88,11 @@ def read_block(tensor: StoredTensor, name: str, index: tuple[slice, ...]) -> np.
         ModelFolderError: values that are not finite.
     """
     with open_tensors(tensor.file) as file:
-        block = file.get_slice(name)[index]
+        block = file.get_slice(tensor.name)[index]
     if not np.isfinite(block).all():
-        raise ModelFolderError(f"{tensor.file}: tensor {name!r} holds values that are not finite")
+        raise ModelFolderError(
+            f"{tensor.file}: tensor {tensor.name!r} holds values that are not finite"
+        )
     return block
 
 
@@ -152,17 +161,19 @@ def write_tensors(
             path.unlink(missing_ok=True)
 
 
-def _headers(path: Path) -> dict[str, StoredTensor]:
+def _headers(path: Path, skip: tuple[str, ...]) -> dict[str, StoredTensor]:
     found: dict[str, StoredTensor] = {}
     with open_tensors(path) as file:
         for name in file.keys():
+            if name.endswith(skip):
+                continue
             header = file.get_slice(name)
             dtype = header.get_dtype()
             if dtype not in DTYPES:
                 raise ModelFolderError(
                     f"{path}: tensor {name!r} has dtype {dtype}, must be one of {sorted(DTYPES)}"
                 )
-            found[name] = StoredTensor(path, tuple(header.get_shape()), DTYPES[dtype])
+            found[name] = StoredTensor(path, name, tuple(header.get_shape()), DTYPES[dtype])
     return found
 
 

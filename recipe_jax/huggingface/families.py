@@ -4,12 +4,12 @@ Only what changes the function is read.  A key that would change it in a way tha
 not know is refused with its value, so that no checkpoint is ever run as something else.
 """
 
-import sys
 import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from recipe_jax.huggingface.config_values import number, truth, whole_number
 from recipe_jax.huggingface.folder_files import ModelFolderError
 from recipe_jax.layers.positions import LinearScaling, Llama3Scaling, Rope
 from recipe_jax.layers.transformer import AttentionBias, TransformerConfig
@@ -63,8 +63,6 @@ _SAME_FUNCTION = {
 }
 """Keys whose other values would need a module that we do not have -> the values that do not."""
 
-_LARGEST = 2**31 - 1
-
 _ROPE_TYPES = ("default", "linear", "llama3")
 
 
@@ -93,15 +91,15 @@ def read_family_config(config: Mapping[str, Any], path: Path) -> CausalLanguageM
         if kind != "full_attention":
             raise ModelFolderError(f"{path}: layer_types holds {kind!r}, must be 'full_attention'")
     width, mlp_dim, num_layers, num_heads = (
-        _whole_number(config, key, path)
+        whole_number(config, key, path)
         for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     )
     vocab_size, max_positions, kv_heads = (
-        _whole_number(config, key, path, default) for key, default in family.defaults.items()
+        whole_number(config, key, path, default) for key, default in family.defaults.items()
     )
     if config.get("num_key_value_heads", kv_heads) is None:
         kv_heads = None  # as many as query heads, whatever the family has where the key is missing
-    head_dim = _whole_number(config, "head_dim", path, family.head_dim)
+    head_dim = whole_number(config, "head_dim", path, family.head_dim)
     _check_heads(width, num_heads, kv_heads, head_dim, path)
     try:
         return CausalLanguageModelConfig(
@@ -115,13 +113,13 @@ def read_family_config(config: Mapping[str, Any], path: Path) -> CausalLanguageM
                 mlp_dim=mlp_dim,
                 activation="swiglu",
                 norm="rms",
-                norm_eps=_number(config, "rms_norm_eps", path, 1e-6),
+                norm_eps=number(config, "rms_norm_eps", path, 1e-6),
                 qk_norm=family.qk_norm,
                 bias=_biases(name, config, path),
             ),
             positions=_read_rope(config, max_positions, path),
             max_positions=max_positions,
-            tied=_truth(config, "tie_word_embeddings", path),
+            tied=truth(config, "tie_word_embeddings", path),
         )
     except ModelFolderError:
         raise
@@ -178,7 +176,7 @@ def write_family_config(cfg: CausalLanguageModelConfig) -> dict[str, Any]:
 def _biases(name: str, config: Mapping[str, Any], path: Path) -> AttentionBias:
     if name == "qwen2":
         return "qkv"
-    attention, mlp = (_truth(config, key, path) for key in ("attention_bias", "mlp_bias"))
+    attention, mlp = (truth(config, key, path) for key in ("attention_bias", "mlp_bias"))
     if mlp and not attention:
         raise ModelFolderError(f"{path}: mlp_bias=true needs attention_bias=true")
     return "all" if mlp else "attention" if attention else "none"
@@ -196,7 +194,7 @@ def _read_rope(config: Mapping[str, Any], max_positions: int, path: Path) -> Rop
     for key, value in given.items():
         if isinstance(value, dict):
             raise ModelFolderError(f"{path}: {name} has the key {key!r}, must be for all layers")
-    theta = _number(given, "rope_theta", path, _number(config, "rope_theta", path, 10_000.0))
+    theta = number(given, "rope_theta", path, number(config, "rope_theta", path, 10_000.0))
     kind = given.get("rope_type", given.get("type", "default"))
     if kind not in _ROPE_TYPES:
         raise ModelFolderError(f"{path}: rope_type={kind!r} must be one of {_ROPE_TYPES}")
@@ -209,11 +207,11 @@ def _read_rope(config: Mapping[str, Any], max_positions: int, path: Path) -> Rop
     for key in names:
         if given.get(key) is None:
             raise ModelFolderError(f"{path}: rope_type={kind!r} needs the key {key!r}")
-    numbers = {key: _number(given, key, path, 1.0) for key in names}
+    numbers = {key: number(given, key, path, 1.0) for key in names}
     if kind == "linear":
         return Rope(theta, LinearScaling(numbers["factor"]))
     key = "original_max_position_embeddings"
-    original = _whole_number(config, key, path, _whole_number(given, key, path, max_positions))
+    original = whole_number(config, key, path, whole_number(given, key, path, max_positions))
     return Rope(theta, Llama3Scaling(**numbers, original_max_positions=original))
 
 
@@ -229,37 +227,6 @@ def _write_scaling(rope: Rope) -> dict[str, Any]:
             "original_max_position_embeddings": rope.scaling.original_max_positions,
         }
     return {}
-
-
-def _whole_number(config: Mapping[str, Any], key: str, path: Path, *default: int | None) -> Any:
-    """A positive whole number, or the default where the key is missing or null."""
-    value = config.get(key)
-    if value is None and default:
-        return default[0]
-    if value is None:
-        raise ModelFolderError(f"{path}: key {key!r} is missing")
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _LARGEST:
-        raise ModelFolderError(
-            f"{path}: {key}={value!r} must be a whole number from 1 to {_LARGEST}"
-        )
-    return value
-
-
-def _number(config: Mapping[str, Any], key: str, path: Path, default: float) -> float:
-    """A finite number above 0, or the default where the key is missing or null."""
-    value = default if config.get(key) is None else config[key]
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not 0 < value <= sys.float_info.max:
-        raise ModelFolderError(f"{path}: {key}={value!r} must be a finite number above 0")
-    return float(value)
-
-
-def _truth(config: Mapping[str, Any], key: str, path: Path) -> bool:
-    """True or false; false where the key is missing or null."""
-    value = config.get(key)
-    if value is not None and not isinstance(value, bool):
-        raise ModelFolderError(f"{path}: {key}={value!r} must be true or false")
-    return bool(value)
 
 
 def _check_heads(

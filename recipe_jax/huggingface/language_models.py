@@ -14,7 +14,8 @@ import jax
 import numpy as np
 from flax import nnx
 
-from recipe_jax.functional import Params, PureModule, abstract, flat_params, nested_params
+from recipe_jax.functional import Params, PureModule, abstract, flat_params
+from recipe_jax.huggingface.checkpoint_parameters import check_tensors, read_parameters
 from recipe_jax.huggingface.checkpoint_tensors import (
     DTYPES,
     StoredTensor,
@@ -28,7 +29,7 @@ from recipe_jax.huggingface.folder_files import ModelFolderError, read_json
 from recipe_jax.huggingface.tensor_layouts import DERIVED, LAYOUTS, Layout, expected_tensors
 from recipe_jax.layers.positions import Rope
 from recipe_jax.models.causal_language_model import CausalLanguageModel, CausalLanguageModelConfig
-from recipe_jax.sharding import Mesh, make_mesh, param_shardings
+from recipe_jax.sharding import Mesh
 
 _HEAD = LAYOUTS["head", "kernel"].tensor
 _TABLE = LAYOUTS["embedding", "table"].tensor
@@ -75,18 +76,10 @@ def load_language_model(
     fn = abstract(lambda: CausalLanguageModel(cfg, rngs=nnx.Rngs(0), **options))[0]
     shapes = {path: leaf.shape for path, leaf in flat_params(fn.shapes).items()}
     begin, ends = _special_tokens(folder, config, cfg.vocab_size)
-    tensors = find_tensors(folder)
-    _check(folder, cfg, tensors, expected_tensors(cfg, shapes))
-    mesh = make_mesh("data=1", jax.devices()[:1]) if mesh is None else mesh
-    shardings = flat_params(param_shardings(fn.axes, fn.shapes, mesh))
-    params: dict[tuple[Any, ...], jax.Array] = {}
-    for path, shape in shapes.items():
-        layout = LAYOUTS[path]
-        stored = tensors[layout.tensor.format(layer=0)].dtype
-        dtype = stored if param_dtype is None else jax.numpy.dtype(param_dtype)
-        read = functools.partial(_read_parameter, tensors, layout, shape, dtype)
-        params[path] = jax.make_array_from_callback(shape, shardings[path], read)
-    return LanguageModel(cfg, fn, nested_params(params), begin, ends)
+    tensors = find_tensors(folder, skip=(DERIVED,))
+    _check(folder, cfg, tensors, expected_tensors(LAYOUTS, shapes))
+    params = read_parameters(fn, tensors, LAYOUTS, mesh=mesh, param_dtype=param_dtype)
+    return LanguageModel(cfg, fn, params, begin, ends)
 
 
 def save_language_model(
@@ -158,12 +151,10 @@ def _check(
     tensors: dict[str, StoredTensor],
     expected: Iterable[tuple[str, tuple[int, ...]]],
 ) -> None:
-    """Refuse what does not fit; forget what follows from the rest."""
-    for name in [name for name in tensors if name.endswith(DERIVED)]:
-        del tensors[name]
+    """Refuse what does not fit; forget a head that is the table."""
     if cfg.tied and _HEAD in tensors and _TABLE in tensors:
         head, table = (
-            read_block(tensors[name], name, (slice(None),) * len(tensors[name].shape))
+            read_block(tensors[name], (slice(None),) * len(tensors[name].shape))
             for name in (_HEAD, _TABLE)
         )
         if not np.array_equal(head, table):
@@ -172,47 +163,7 @@ def _check(
                 "since config.json says tie_word_embeddings=true"
             )
         del tensors[_HEAD]
-    others = set(tensors)
-    # One by one, to stop at the first: config.json may ask for more layers than memory holds.
-    for name, shape in expected:
-        others.discard(name)
-        if name not in tensors:
-            raise ModelFolderError(
-                f"{folder}: tensor {name!r} is missing, config.json asks for {list(shape)}"
-            )
-        if tensors[name].shape != shape:
-            found = list(tensors[name].shape)
-            raise ModelFolderError(
-                f"{tensors[name].file}: tensor {name!r} has the shape {found}, config.json asks "
-                f"for {list(shape)}"
-            )
-    for name in sorted(others):
-        raise ModelFolderError(
-            f"{tensors[name].file}: tensor {name!r} is not part of the model in config.json"
-        )
-
-
-def _read_parameter(
-    tensors: Mapping[str, StoredTensor],
-    layout: Layout,
-    shape: tuple[int, ...],
-    dtype: np.dtype[Any],
-    index: tuple[slice, ...] | None,
-) -> np.ndarray:
-    """The block of a parameter that one device holds; all of it without an index."""
-    index = (slice(None),) * len(shape) if index is None else index
-    sizes = tuple(len(range(*cut.indices(size))) for cut, size in zip(index, shape, strict=True))
-    if not layout.per_layer:
-        where = layout.their_slice(index, shape)
-        block = read_block(tensors[layout.tensor], layout.tensor, where)
-        return np.ascontiguousarray(layout.from_theirs(block, sizes), dtype)
-    block = np.empty(sizes, dtype)
-    where = layout.their_slice(index[1:], shape[1:])
-    for place, layer in enumerate(range(*index[0].indices(shape[0]))):
-        name = layout.tensor.format(layer=layer)
-        tensor = read_block(tensors[name], name, where)
-        block[place] = layout.from_theirs(tensor, sizes[1:])
-    return block
+    check_tensors(folder, tensors, expected)
 
 
 def _their_tensor(layout: Layout, values: jax.Array, layer: int | None, turns: bool) -> np.ndarray:

@@ -11,8 +11,6 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from recipe_jax.models.causal_language_model import CausalLanguageModelConfig
-
 Path = tuple[str, ...]
 
 
@@ -121,13 +119,13 @@ DERIVED = "rotary_emb.inv_freq"
 
 
 def expected_tensors(
-    cfg: CausalLanguageModelConfig, shapes: Mapping[Path, tuple[int, ...]]
+    layouts: Mapping[Path, Layout], shapes: Mapping[Path, tuple[int, ...]]
 ) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name and shape of every tensor of a checkpoint of these parameters."""
+    """Name and shape of every tensor of a checkpoint of parameters of these shapes."""
     for path, shape in shapes.items():
-        layout = LAYOUTS[path]
+        layout = layouts[path]
         if not layout.per_layer:
             yield layout.tensor, layout.their_shape(shape)
             continue
-        for layer in range(cfg.transformer.num_layers):
+        for layer in range(shape[0]):
             yield layout.tensor.format(layer=layer), layout.their_shape(shape[1:])
