@@ -28,6 +28,7 @@ ALLOWED = {
     "decoding": {"models", "layers", "batches", "functional", "prefix_index"},
     "explain": {"models", "layers", "batches", "functional"},
     "huggingface": {"models", "layers", "batches", "functional", "sharding"},
+    "sentence_encoding": {"huggingface", "models", "functional", "sharding"},
 }
 """Part -> the other parts of recipe_jax that it may import."""
 

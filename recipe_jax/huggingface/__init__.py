@@ -1,5 +1,6 @@
-"""Models as Hugging Face folders, and checkpoints of the Llama family in and out."""
+"""Models as Hugging Face folders; checkpoints of the Llama family in and out, of BERT in."""
 
+from recipe_jax.huggingface.bert_checkpoints import BertCheckpoint, load_bert_encoder
 from recipe_jax.huggingface.folder_files import ModelFolderError
 from recipe_jax.huggingface.language_models import (
     LanguageModel,
@@ -15,12 +16,14 @@ from recipe_jax.huggingface.stored_parameters import Precision
 __all__ = [
     "MODELS",
     "RECIPE_MODELS",
+    "BertCheckpoint",
     "LanguageModel",
     "LoadedModel",
     "ModelFolderError",
     "ModuleFolder",
     "Precision",
     "from_json",
+    "load_bert_encoder",
     "load_language_model",
     "load_llama2c",
     "load_model",

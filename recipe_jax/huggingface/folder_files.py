@@ -21,16 +21,21 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ModelFolderError: a missing file, or one that holds anything else.
     """
-    try:
-        value = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ModelFolderError(f"{path}: no such file; it is no model folder") from None
-    except OSError as error:
-        raise ModelFolderError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise ModelFolderError(f"{path}: not readable as JSON ({error})") from error
+    value = _parsed(path)
     if not isinstance(value, dict):
         raise ModelFolderError(f"{path}: must hold a JSON object, not a {type(value).__name__}")
+    return value
+
+
+def read_json_list(path: Path) -> list[Any]:
+    """A JSON array.
+
+    Raises:
+        ModelFolderError: a missing file, or one that holds anything else.
+    """
+    value = _parsed(path)
+    if not isinstance(value, list):
+        raise ModelFolderError(f"{path}: must hold a JSON array, not a {type(value).__name__}")
     return value
 
 
@@ -76,3 +81,14 @@ def replace_all(files: Mapping[Path, bytes | Callable[[IO[bytes]], None]]) -> No
             raise ModelFolderError(f"{reason}; the folder is as it was") from error
     for path, temporary in beside.items():
         temporary.replace(path)
+
+
+def _parsed(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ModelFolderError(f"{path}: no such file; it is no model folder") from None
+    except OSError as error:
+        raise ModelFolderError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelFolderError(f"{path}: not readable as JSON ({error})") from error

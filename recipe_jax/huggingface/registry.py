@@ -16,6 +16,7 @@ from recipe_jax.models.autoregressive_amounts import (
     AutoregressiveAmounts,
     AutoregressiveAmountsConfig,
 )
+from recipe_jax.models.bert_encoder import BertEncoder, BertEncoderConfig
 from recipe_jax.models.causal_language_model import (
     CausalLanguageModel,
     CausalLanguageModelConfig,
@@ -53,6 +54,7 @@ RECIPE_MODELS: Mapping[str, tuple[type, Callable[..., nnx.Module]]] = types.Mapp
 MODELS: Mapping[str, tuple[type, Callable[..., nnx.Module]]] = types.MappingProxyType(
     {
         **RECIPE_MODELS,
+        "bert_encoder": (BertEncoderConfig, BertEncoder),
         "causal_language_model": (CausalLanguageModelConfig, CausalLanguageModel),
         "encoder_decoder_transformer": (
             EncoderDecoderTransformerConfig,

@@ -32,6 +32,7 @@ from recipe_jax.layers.transformer import TransformerConfig
 from recipe_jax.models.amounts import AmountsConfig
 from recipe_jax.models.amounts_ensemble import AmountsEnsembleConfig
 from recipe_jax.models.autoregressive_amounts import AutoregressiveAmountsConfig
+from recipe_jax.models.bert_encoder import BertEncoderConfig
 from recipe_jax.models.causal_language_model import CausalLanguageModelConfig
 from recipe_jax.models.encoder_decoder_generator import EncoderDecoderConfig
 from recipe_jax.models.encoder_decoder_transformer import EncoderDecoderTransformerConfig
@@ -154,6 +155,7 @@ BLOCKS = TransformerConfig(
     num_layers=2, embed_dim=8, num_heads=2, adapters=LowRank(rank=2, targets=("up",))
 )
 OTHERS = {
+    "bert_encoder": BertEncoderConfig(vocab_size=9, transformer=BLOCKS, max_positions=7),
     "causal_language_model": CausalLanguageModelConfig(
         vocab_size=9, transformer=BLOCKS, positions=Alibi(), tied=True
     ),
