@@ -37,6 +37,7 @@ from recipe_jax.models.feed_forward_network import (
 from recipe_jax.models.ingredient_generator import GeneratorConfig, IngredientGenerator
 from recipe_jax.models.joint_recipes import JointRecipes, JointRecipesConfig
 from recipe_jax.models.masked_set_generator import MaskedSetConfig, MaskedSetGenerator
+from recipe_jax.models.sasrec import Sasrec, SasrecConfig
 
 RECIPE_MODELS: Mapping[str, tuple[type, Callable[..., nnx.Module]]] = types.MappingProxyType(
     {
@@ -60,6 +61,7 @@ MODELS: Mapping[str, tuple[type, Callable[..., nnx.Module]]] = types.MappingProx
             EncoderDecoderTransformerConfig,
             EncoderDecoderTransformer,
         ),
+        "sasrec": (SasrecConfig, Sasrec),
         "feed_forward_network": (FeedForwardNetworkConfig, FeedForwardNetwork),
         "feed_forward_classifier": (FeedForwardNetworkConfig, FeedForwardClassifier),
     }
