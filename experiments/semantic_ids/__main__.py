@@ -1,0 +1,21 @@
+"""`python -m experiments.semantic_ids COMMAND --help`: from a catalogue to recommendations."""
+
+import sys
+from collections.abc import Sequence
+
+from experiments.commands import run_command
+
+COMMANDS = {
+    "train": "train a recommender on users' histories",
+    "choose": "choose the baselines' hyperparameters and their blend on validation",
+    "evaluate": "rank every item for every user: trained models and baselines in one table",
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command; returns the exit code."""
+    return run_command("experiments.semantic_ids", COMMANDS, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

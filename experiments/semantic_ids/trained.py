@@ -1,0 +1,141 @@
+"""Trained recommenders as model folders that know their items and what they learned from."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flax import nnx
+from recipe_kernels import attention
+
+from experiments.semantic_ids.datasets import Dataset
+from experiments.semantic_ids.protocol import Scorer
+from experiments.semantic_ids.sasrec_task import sasrec_scorer
+from recipe_jax.functional import Params, PureModule, abstract
+from recipe_jax.huggingface import ModelFolderError, load_module, make_module, save_module
+
+SCORERS: Mapping[str, Callable[[PureModule[Any], Params], Scorer]] = {"sasrec": sasrec_scorer}
+"""`model_type` -> its scorer."""
+
+
+class Recommender(NamedTuple):
+    """A trained model.
+
+    Attributes:
+        model_type: its key in `recipe_jax.huggingface.MODELS`.
+        fn: its pure function.
+        params: its parameters.
+        item_ids: an item's index is its place here.
+        learned_validation: whether the items left out for validation were learned from.
+    """
+
+    model_type: str
+    fn: PureModule[Any]
+    params: Params
+    item_ids: tuple[str, ...]
+    learned_validation: bool
+
+
+def save_recommender(
+    folder: Path,
+    *,
+    cfg: Any,
+    params: Params,
+    dataset: Dataset,
+    learned_validation: bool,
+    card: str,
+) -> None:
+    """Write a model folder: all of its files or none.
+
+    Raises:
+        ModelFolderError: a file that could not be written, such as on a full disk.
+    """
+    items = json.dumps(dataset.item_ids).encode()
+    save_module(
+        folder,
+        cfg=cfg,
+        params=params,
+        card=card,
+        config={
+            "learned_validation": learned_validation,
+            "items_sha256": hashlib.sha256(items).hexdigest(),
+        },
+        files={"items.json": items},
+    )
+
+
+def load_recommender(run: Path) -> Recommender:
+    """Read the model of a run folder, or of a model folder.
+
+    Raises:
+        ModelFolderError: nothing there, a model without items, or items that are not its own.
+    """
+    folder = run if (run / "model.safetensors").is_file() else run / "model"
+    found = load_module(folder)
+    path = folder / "items.json"
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ModelFolderError(f"{path}: cannot be read ({error.strerror})") from error
+    if hashlib.sha256(content).hexdigest() != found.config.get("items_sha256"):
+        raise ModelFolderError(f"{path}: is not the list of items that the model was saved with")
+    fn, _ = abstract(lambda: attending(found.model_type, found.cfg))
+    learned = bool(found.config.get("learned_validation"))
+    items = tuple(json.loads(content))
+    return Recommender(found.model_type, fn, found.params, items, learned)
+
+
+def attending(model_type: str, cfg: Any) -> nnx.Module:
+    """The module, attending by the fastest function for the device."""
+    return make_module(model_type, cfg, attend=attention)
+
+
+def check_items(recommender: Recommender, dataset: Dataset, run: Path) -> None:
+    """Refuse a model whose items are not the dataset's in the same order.
+
+    Raises:
+        ValueError: names the run.
+    """
+    if recommender.item_ids != dataset.item_ids:
+        raise ValueError(
+            f"{run}: the model's {len(recommender.item_ids)} items are not the {dataset.name} "
+            f"data's {len(dataset.item_ids)} in the same order: take the --data and --data-seed "
+            "of its training"
+        )
+
+
+class TrainedScorers(NamedTuple):
+    """Trained models as scorers: `model_type` -> one for each seed.
+
+    Attributes:
+        of_training: those that learned from training items alone.
+        of_validation: those that learned from validation items, too.
+    """
+
+    of_training: dict[str, list[Scorer]]
+    of_validation: dict[str, list[Scorer]]
+
+
+def load_scorers(runs: Sequence[Path], dataset: Dataset, *, may_know: bool) -> TrainedScorers:
+    """The models of some runs; those of one type are taken as seeds of one training.
+
+    Args:
+        runs: run or model folders.
+        dataset: whose items they must know.
+        may_know: whether a model may have learned the validation items, as for a test.
+
+    Raises:
+        ValueError: a model of other items, or one that learned what it is to be asked.
+        ModelFolderError: no model there.
+    """
+    found = TrainedScorers({}, {})
+    for run in runs:
+        recommender = load_recommender(run)
+        check_items(recommender, dataset, run)
+        if recommender.learned_validation and not may_know:
+            raise ValueError(f"{run}: the model learned the validation items: ask it on test alone")
+        kind = found.of_validation if recommender.learned_validation else found.of_training
+        score = SCORERS[recommender.model_type](recommender.fn, recommender.params)
+        kind.setdefault(recommender.model_type, []).append(score)
+    return found
