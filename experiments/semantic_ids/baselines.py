@@ -126,8 +126,8 @@ def fit_transitions(
 ) -> ItemToItem:
     """A linear model of the next item from those before it, the latest counting most.
 
-    Ridge regression over every place of every history, as SLIT (Choi et al. 2021, arXiv:2103.16104,
-    eq. 9), with the next item alone as the target where that has all that follow.
+    Ridge regression over every place of every history, as in SLIT (Choi et al. 2021,
+    arXiv:2103.16104), with the next item alone as the target where that has all that follow.
 
     Args:
         histories: to learn from, in order.

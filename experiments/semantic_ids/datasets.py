@@ -4,14 +4,13 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-import polars as pl
-
 from experiments.record import place_of
 from recipe_jax.data.files import DataError
 from recipe_jax.data.interactions import (
     Split,
     distinct_items,
     leave_last_out,
+    mealrec_recipes,
     random_leave_one_out,
     read_histories,
     read_mealrec,
@@ -49,7 +48,7 @@ def read_dataset(data: str, *, seed: int = 0) -> Dataset:
     """
     if data == "mealrec":
         path = _shared("interactions/mealrec_user_recipe.parquet")
-        item_ids = shuffled_ids(recipe_ids(path), seed=seed)
+        item_ids = shuffled_ids(mealrec_recipes(path), seed=seed)
         histories = read_mealrec(path, item_ids)
         return Dataset(data, item_ids, random_leave_one_out(histories, seed=seed))
     path = _shared("amazon_beauty/Beauty.txt.gz") if data == "beauty" else Path(data)
@@ -60,18 +59,6 @@ def read_dataset(data: str, *, seed: int = 0) -> Dataset:
 def said(data: str) -> str:
     """The data as somebody else would name them: no place of this machine is in it."""
     return data if data in NAMES else place_of(Path(data))
-
-
-def recipe_ids(path: Path) -> tuple[str, ...]:
-    """The recipes with content that some user took, in the order of their names.
-
-    Raises:
-        DataError: no table there.
-    """
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    table = pl.read_parquet(path)
-    return tuple(sorted(table.filter(pl.col("has_content"))["recipe_id"].unique()))
 
 
 def _shared(place: str) -> Path:

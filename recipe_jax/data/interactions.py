@@ -149,7 +149,7 @@ def read_histories(path: Path, item_ids: Sequence[str]) -> Histories:
 
 
 def read_mealrec(path: Path, item_ids: Sequence[str]) -> Histories:
-    """Read the pairs of user and recipe of MealRec+ (Li et al. 2024, arXiv:2401.15339).
+    """Read the pairs of user and recipe of MealRec+ (Li et al. 2024, arXiv:2404.05386).
 
     Recipes without content, and those that the catalogue does not hold, are left out, and with them
     users of whom nothing is left.  Users stand in the order of their first row.
@@ -172,10 +172,10 @@ def read_mealrec(path: Path, item_ids: Sequence[str]) -> Histories:
     pairs = table.select(pl.struct("user_id", "recipe_id").alias("pair"))["pair"]
     repeated = (~pairs.is_first_distinct()).arg_true()
     if len(repeated):
-        user, recipe, _ = table.row(repeated[0])
+        recipe = table["recipe_id"][repeated[0]]
         raise DataError(
-            f"{path}: row {repeated[0] + 1}: user {user} and recipe {recipe!r} stand in an "
-            "earlier row, must do so once"
+            f"{path}: row {repeated[0] + 1}: recipe {recipe!r} stands in an earlier row of the "
+            "same user, must do so once"
         )
     found: dict[str, list[int]] = {}
     for user, recipe, has_content in table.iter_rows():
@@ -184,6 +184,16 @@ def read_mealrec(path: Path, item_ids: Sequence[str]) -> Histories:
     if not found:
         raise DataError(f"{path}: holds no recipe of the catalogue's {len(item_ids)}")
     return histories_of(list(found), list(found.values()), ordered=False)
+
+
+def mealrec_recipes(path: Path) -> tuple[str, ...]:
+    """The recipes with content that some user of MealRec+ took, in the order of their names.
+
+    Raises:
+        DataError: as `read_mealrec`, which checks the rows.
+    """
+    table = _read_table(path, ["recipe_id", "has_content"])
+    return tuple(sorted(table.filter(pl.col("has_content"))["recipe_id"].drop_nulls().unique()))
 
 
 def distinct_items(path: Path) -> tuple[str, ...]:

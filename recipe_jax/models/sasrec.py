@@ -147,7 +147,7 @@ def next_item_loss(
     *,
     positions_at_once: int = 64,
 ) -> NextItemTerms:
-    """Cross-entropy of every next item over the whole catalogue (arXiv:2309.07602, eq. 4).
+    """Cross-entropy of every next item over the whole catalogue (arXiv:2309.07602).
 
     Logits are made for a few positions at a time and made again in the backward pass: no array of
     `b t n` exists, and what exists at a time may fit a processor's cache.

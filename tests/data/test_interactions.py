@@ -13,6 +13,7 @@ from recipe_jax.data.interactions import (
     distinct_items,
     histories_of,
     leave_last_out,
+    mealrec_recipes,
     random_leave_one_out,
     read_histories,
     read_mealrec,
@@ -87,13 +88,17 @@ def test_of_recipes_those_of_the_catalogue_with_content_are_read(tmp_path: Path)
     rows = [(7, "b", True), (3, "a", True), (7, "c", False), (7, "d", True), (9, "z", True)]
     histories = read_mealrec(mealrec(tmp_path / "t.parquet", rows), IDS)
     assert rows_of(histories) == {"7": [1, 3], "3": [0]} and not histories.ordered
+    assert mealrec_recipes(tmp_path / "t.parquet") == ("a", "b", "d", "z")
 
 
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
         ([(7, "b", True), (None, "a", True)], "row 2, column user_id: must not be missing"),
-        ([(7, "b", True), (8, "b", True), (7, "b", True)], "row 3: user 7 and recipe 'b'"),
+        (
+            [(7, "b", True), (8, "b", True), (7, "b", True)],
+            "row 3: recipe 'b' stands in an earlier row",
+        ),
         ([(7, "z", True)], "holds no recipe of the catalogue's 5"),
     ],
 )

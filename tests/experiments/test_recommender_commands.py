@@ -141,6 +141,21 @@ def test_validation_items_are_learned_only_where_asked_for(users: Path):
         assert bool((lasts == asked).all()) == learn
 
 
+@pytest.mark.real_data
+@pytest.mark.parametrize(
+    ("data", "users", "items", "interactions", "ordered"),
+    [("beauty", 22_363, 12_101, 198_502, True), ("mealrec", 1_928, 9_857, 167_594, False)],
+)
+def test_real_data_are_split_whole(
+    data: str, users: int, items: int, interactions: int, ordered: bool
+):
+    dataset = read_dataset(data)
+    split = dataset.split
+    assert len(dataset.item_ids) == items and split.train.ordered == ordered
+    assert len(split.test.targets) == len(split.train.users) == users
+    assert len(split.train.items) == interactions - 2 * users and split.num_too_short == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
