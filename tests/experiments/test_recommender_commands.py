@@ -78,7 +78,7 @@ def test_what_was_learned_is_chosen_and_tested(
     rows = found["baselines"]["train"]
     assert rows["sasrec"]["recall_at_5"] > 0.9 > rows["popularity"]["recall_at_5"]
     assert rows["transitions"]["recall_at_5"] > 0.9
-    assert rows["next_index"]["recall_at_5"] < 0.4
+    assert rows["next_index"]["recall_at_5"] < 0.4 and "ease_as_known" in rows
     assert set(rows) - {"sasrec", "blend"} == set(found["baselines"]["train_and_validation"])
     for row in (found, *rows.values()):
         assert all(row[f"{m}_interval"][0] <= row[m] <= row[f"{m}_interval"][1] for m in METRICS)
