@@ -204,4 +204,4 @@ def regularized_inverse(gram: ItemMatrix, penalty: float) -> Float32[np.ndarray,
     # LAPACK fills one triangle; the other still holds what was given.
     for column in range(len(inverse)):
         inverse[column, column + 1 :] = inverse[column + 1 :, column]
-    return np.ascontiguousarray(inverse)
+    return inverse.T  # the same, row by row
