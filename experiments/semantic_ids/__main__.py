@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from experiments.commands import run_command
 
 COMMANDS = {
+    "quantize": "fit a quantizer to a catalogue and give every item its codes",
     "train": "train a recommender on users' histories",
     "choose": "choose the baselines' hyperparameters and their blend on validation",
     "evaluate": "rank every item for every user: trained models and baselines in one table",

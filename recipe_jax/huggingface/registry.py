@@ -34,9 +34,15 @@ from recipe_jax.models.feed_forward_network import (
     FeedForwardNetwork,
     FeedForwardNetworkConfig,
 )
+from recipe_jax.models.generative_recommender import (
+    GenerativeRecommender,
+    GenerativeRecommenderConfig,
+)
 from recipe_jax.models.ingredient_generator import GeneratorConfig, IngredientGenerator
 from recipe_jax.models.joint_recipes import JointRecipes, JointRecipesConfig
 from recipe_jax.models.masked_set_generator import MaskedSetConfig, MaskedSetGenerator
+from recipe_jax.models.residual_codebooks import ResidualCodebooks, ResidualCodebooksConfig
+from recipe_jax.models.rq_vae import RqVae, RqVaeConfig
 from recipe_jax.models.sasrec import Sasrec, SasrecConfig
 
 RECIPE_MODELS: Mapping[str, tuple[type, Callable[..., nnx.Module]]] = types.MappingProxyType(
@@ -61,9 +67,12 @@ MODELS: Mapping[str, tuple[type, Callable[..., nnx.Module]]] = types.MappingProx
             EncoderDecoderTransformerConfig,
             EncoderDecoderTransformer,
         ),
+        "generative_recommender": (GenerativeRecommenderConfig, GenerativeRecommender),
         "sasrec": (SasrecConfig, Sasrec),
         "feed_forward_network": (FeedForwardNetworkConfig, FeedForwardNetwork),
         "feed_forward_classifier": (FeedForwardNetworkConfig, FeedForwardClassifier),
+        "residual_codebooks": (ResidualCodebooksConfig, ResidualCodebooks),
+        "rq_vae": (RqVaeConfig, RqVae),
     }
 )
 """`model_type` in `config.json` -> configuration and module."""

@@ -1,0 +1,1 @@
+"""Quantizers: vectors of a catalogue to a few codes each, and back."""
