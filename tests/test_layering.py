@@ -17,6 +17,7 @@ ALLOWED = {
     "prefix_index": {"semantic_ids"},
     "plots": set(),
     "transformer_plots": {"plots"},
+    "quantizer_plots": {"plots"},
     "diets": set(),
     "describe": {"functional"},
     "marked_values": set(),
@@ -28,7 +29,11 @@ ALLOWED = {
     "decoding": {"models", "layers", "batches", "functional", "prefix_index"},
     "explain": {"models", "layers", "batches", "functional"},
     "huggingface": {"models", "layers", "batches", "functional", "sharding"},
+<<<<<<< HEAD
     "sentence_encoding": {"huggingface", "models", "functional", "sharding"},
+=======
+    "quantizers": {"models", "layers", "batches", "functional", "training", "huggingface"},
+>>>>>>> 8d87da6 (quantize command, its benchmark, and what the quantizers come from)
 }
 """Part -> the other parts of recipe_jax that it may import."""
 

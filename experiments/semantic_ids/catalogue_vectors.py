@@ -54,7 +54,7 @@ def read_item_vectors(catalogue: str, vectors: Path | None, *, dim: int, seed: i
     order = np.random.default_rng(seed).permutation(len(rows))
     ids, rows = tuple(ids[row] for row in order), np.ascontiguousarray(rows[order])
     digest = hashlib.sha256("\n".join(ids).encode())
-    digest.update(rows)
+    digest.update(rows.tobytes())
     return ItemVectors(ids, rows, digest.hexdigest())
 
 

@@ -222,7 +222,7 @@ def statistics_of(items: ItemVectors, fitted: Fitted) -> dict[str, Any]:
     statistics = named_statistics(code_statistics(fitted.codes, num_codes))
     changed = (fitted.codes != fitted.nearest).any(axis=1)
     return {
-        **{name: round(value, 4) for name, value in statistics.items()},
+        **statistics,
         "reconstruction_error": reconstruction_error(items.vectors, quantizer.decode(fitted.codes)),
         "nearest_collision_rate": nearest.collision_rate,
         "nearest_reconstruction_error": reconstruction_error(

@@ -147,7 +147,7 @@ def fit_rq_vae(
             "training": dataclasses.asdict(training),
             "scaling": scaling,
             "seed": seed,
-            "vectors": hashlib.sha256(np.ascontiguousarray(rows)).hexdigest(),
+            "vectors": hashlib.sha256(rows.tobytes()).hexdigest(),
         },
         evaluate=lambda state: catalogue_metrics(quantizer(state), vectors),
     )

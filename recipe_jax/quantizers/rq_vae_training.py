@@ -110,7 +110,7 @@ def make_optimizer(
     )
     decayed = jax.tree.map(lambda shape: len(shape.shape) == 2, fn.shapes)  # not the codebooks
     optimizer = optax.adamw(schedule, weight_decay=training.weight_decay, mask=decayed)
-    return optimizer if training.codebook == "loss" else train_only(optimizer, _networks(fn))
+    return optimizer if training.codebook == "loss" else train_only(optimizer, trained_parts(fn))
 
 
 def init_rq_vae_state(
@@ -159,7 +159,7 @@ def make_rq_vae_step(
         steps_per_epoch: dead codes are looked for every so many steps.
     """
     rule = GRADIENT_RULES[training.gradient]
-    means, trained = training.codebook == "ema", _networks(fn)
+    means, trained = training.codebook == "ema", trained_parts(fn)
 
     def objective(params: Params, vectors: Array) -> tuple[Array, tuple[Any, Quantized]]:
         params = hold_fixed(params, trained) if means else params
@@ -172,7 +172,7 @@ def make_rq_vae_step(
         gradient = jax.value_and_grad(objective, has_aux=True)
         (loss, (terms, quantized)), grads = gradient(state.params, vectors)
         updates, networks = optimizer.update(grads, state.opt_state.networks, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params: Any = optax.apply_updates(state.params, updates)
         before = CodebookAverages(codebooks_of(state.params), state.opt_state.counts)
         after = update_averages(before, quantized, decay=training.decay)
         if not means:
@@ -212,7 +212,7 @@ def make_rq_vae_step(
     return jax.jit(step, donate_argnums=0)
 
 
-def _networks(fn: PureModule[RqVae]) -> Params:
+def trained_parts(fn: PureModule[RqVae]) -> Params:
     """True for each parameter of encoder and decoder, false for the codebooks."""
     return {
         name: jax.tree.map(lambda _, is_network=name != "codebooks": is_network, part)
