@@ -29,11 +29,8 @@ ALLOWED = {
     "decoding": {"models", "layers", "batches", "functional", "prefix_index"},
     "explain": {"models", "layers", "batches", "functional"},
     "huggingface": {"models", "layers", "batches", "functional", "sharding"},
-<<<<<<< HEAD
     "sentence_encoding": {"huggingface", "models", "functional", "sharding"},
-=======
     "quantizers": {"models", "layers", "batches", "functional", "training", "huggingface"},
->>>>>>> 8d87da6 (quantize command, its benchmark, and what the quantizers come from)
 }
 """Part -> the other parts of recipe_jax that it may import."""
 

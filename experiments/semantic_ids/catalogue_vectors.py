@@ -1,24 +1,32 @@
-"""Vectors of a catalogue's items: from a file, or made of the texts of the Beauty items."""
+"""The items of a command and a vector for each: from their texts, or from a file."""
 
-import csv
-import gzip
 import hashlib
-import html
-import io
 import os
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32
-from sklearn.decomposition import TruncatedSVD
-from sklearn.feature_extraction.text import TfidfVectorizer
 
+from recipe_jax.data.array_files import read_arrays, read_vectors
+from recipe_jax.data.catalogues import (
+    Catalogue,
+    beauty_catalogue,
+    catalogue_fingerprint,
+    random_order,
+    read_catalogue,
+    recipe_catalogue,
+)
 from recipe_jax.data.files import DataError
+from recipe_jax.data.text_vectors import TextVectorsConfig, fit_text_vectors
+from recipe_jax.data.vector_cache import cached_vectors
+
+SHARED = {"beauty": beauty_catalogue, "recipes": recipe_catalogue}
+"""Catalogues that `$RECIPE_JAX_DATA` holds."""
 
 
 class ItemVectors(NamedTuple):
-    """What is quantized.
+    """What is quantized, in a random order: nothing can be read from where an item stands.
 
     Attributes:
         ids: of the items.
@@ -31,65 +39,80 @@ class ItemVectors(NamedTuple):
     fingerprint: str
 
 
-def read_item_vectors(catalogue: str, vectors: Path | None, *, dim: int, seed: int) -> ItemVectors:
-    """The items in a random order, so that nothing can be read from where an item stands.
+def read_items(
+    catalogue: str, *, id_field: str = "id", text_fields: tuple[str, ...] = ("title",)
+) -> Catalogue:
+    """A catalogue in the order of its file.
 
     Args:
-        catalogue: `beauty`; any name where `vectors` are given.
-        vectors: an `.npy` file with a row of float32 for each item, whose number is its id.
-        dim: width of vectors that are made here.
+        catalogue: `beauty` or `recipes`, from `$RECIPE_JAX_DATA`, or the path of a table.
+        id_field: of a table of one's own, as `read_catalogue` takes it.
+        text_fields: of a table of one's own.
+
+    Raises:
+        DataError: a file that is not there or breaks a rule.
+    """
+    if catalogue in SHARED:
+        root = os.environ.get("RECIPE_JAX_DATA")
+        if not root:
+            raise DataError(
+                f"$RECIPE_JAX_DATA is not set: it names the folder that has {catalogue}"
+            )
+        return SHARED[catalogue](Path(root))
+    return read_catalogue(Path(catalogue), id_field=id_field, text_fields=text_fields)
+
+
+def item_vectors(
+    items: Catalogue,
+    *,
+    vectors: Path | None = None,
+    encoder: Path | None = None,
+    dim: int,
+    seed: int,
+) -> ItemVectors:
+    """A vector for each item: given, by a sentence encoder, or by TF-IDF and an SVD.
+
+    Args:
+        items: their texts are what is encoded.
+        vectors: a file of vectors, as `read_vectors` takes it.
+        encoder: the folder of a sentence encoder, in which vectors are kept: a killed run goes on
+            from there.
+        dim: width of vectors without an encoder.
         seed: of the order.
 
     Raises:
         DataError: a file that breaks a rule.
     """
     if vectors is not None:
-        rows = _read_matrix(vectors)
-        ids = tuple(map(str, range(len(rows))))
-    elif catalogue == "beauty":
-        ids, texts = _beauty_texts()
-        rows = text_vectors(texts, dim=dim)
+        rows = read_vectors(vectors, items.ids)
+    elif encoder is not None:
+        from recipe_jax.sentence_encoding import load_sentence_encoder
+
+        model = load_sentence_encoder(encoder)
+        rows = cached_vectors(
+            items.texts,
+            model.encode,
+            fingerprint=model.fingerprint,
+            folder=encoder / "vectors",
+        ).vectors
     else:
-        raise DataError(f"--catalogue {catalogue}: only beauty has texts here; give --vectors")
-    order = np.random.default_rng(seed).permutation(len(rows))
-    ids, rows = tuple(ids[row] for row in order), np.ascontiguousarray(rows[order])
-    digest = hashlib.sha256("\n".join(ids).encode())
-    digest.update(rows.tobytes())
+        rows = fit_text_vectors(items.texts, TextVectorsConfig(dim=dim)).encode(items.texts)
+    return _shuffled(items.ids, rows, seed)
+
+
+def vectors_alone(path: Path, *, seed: int) -> ItemVectors:
+    """A file of vectors without a catalogue: an item is called by its row.
+
+    Raises:
+        DataError: a file that breaks a rule.
+    """
+    rows = next(iter(read_arrays(path).values()))
+    ids = tuple(map(str, range(len(rows))))
+    return _shuffled(ids, read_vectors(path, ids), seed)
+
+
+def _shuffled(ids: tuple[str, ...], rows: Float32[np.ndarray, "n d"], seed: int) -> ItemVectors:
+    order = random_order(len(ids), seed=seed)
+    ids, rows = tuple(ids[row] for row in order.tolist()), np.ascontiguousarray(rows[order])
+    digest = hashlib.sha256(catalogue_fingerprint(ids, ids).encode() + rows.tobytes())
     return ItemVectors(ids, rows, digest.hexdigest())
-
-
-def text_vectors(texts: list[str], *, dim: int) -> Float32[np.ndarray, "n d"]:
-    """TF-IDF, reduced by a singular value decomposition to rows of length one."""
-    words = TfidfVectorizer(sublinear_tf=True, min_df=2).fit_transform(texts)
-    reduced = TruncatedSVD(dim, random_state=0).fit_transform(words)
-    lengths = np.linalg.norm(reduced, axis=1, keepdims=True)
-    return (reduced / np.maximum(lengths, 1e-9)).astype(np.float32)
-
-
-def _read_matrix(path: Path) -> Float32[np.ndarray, "n d"]:
-    try:
-        rows = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path}: not readable as .npy ({error})") from error
-    if not isinstance(rows, np.ndarray) or rows.ndim != 2 or rows.dtype.kind != "f":
-        raise DataError(f"{path}: must hold one matrix of floats, a row for each item")
-    finite = np.isfinite(rows).all(axis=1)
-    if not finite.all():
-        raise DataError(f"{path}: row {int(np.argmin(finite))} holds a value that is not finite")
-    return rows.astype(np.float32)
-
-
-def _beauty_texts() -> tuple[tuple[str, ...], list[str]]:
-    """Title, brand and categories of each item; only the title where a field is missing."""
-    root = os.environ.get("RECIPE_JAX_DATA")
-    if not root:
-        raise DataError("RECIPE_JAX_DATA is not set: it names the folder that holds amazon_beauty")
-    path = Path(root) / "amazon_beauty" / "items_beauty.tsv.gz"
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        text = io.StringIO(file.read())
-    table = list(csv.DictReader(text, delimiter="\t", quoting=csv.QUOTE_NONE))
-    texts = [
-        html.unescape(" ".join(row[field] for field in ("title", "brand", "categories")))
-        for row in table
-    ]
-    return tuple(row["item_id"] for row in table), texts

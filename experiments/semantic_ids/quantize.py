@@ -2,9 +2,9 @@
 
 python -m experiments.semantic_ids quantize --method residual-kmeans --run runs/codes
 
-`RUN` then holds `quantizer/` (a model folder), `codes.npz` (`ids`, `codes`, and `nearest`: what the
-quantizer alone says), `metrics.jsonl` with statistics of the whole catalogue after every epoch,
-`plots/` and `record.json`.  The same command on the same folder resumes.  The last line on stdout
+`RUN` then holds `quantizer/` (a model folder), `codes.npz` (`ids`, `codes`, `num_codes` of each
+level, and `nearest`: what the quantizer alone says), `metrics.jsonl` with statistics of the whole
+catalogue after every epoch, `plots/` and `record.json`.  The same command on the same folder resumes.  The last line on stdout
 is one JSON object.
 """
 
@@ -20,7 +20,12 @@ from jaxtyping import Int32
 
 from experiments.commands import check_least, check_seed
 from experiments.record import command_line, make_record, place_of, write_record
-from experiments.semantic_ids.catalogue_vectors import ItemVectors, read_item_vectors
+from experiments.semantic_ids.catalogue_vectors import (
+    ItemVectors,
+    item_vectors,
+    read_items,
+    vectors_alone,
+)
 from recipe_jax import plots
 from recipe_jax.data.files import replace_file
 from recipe_jax.huggingface import to_json
@@ -48,9 +53,14 @@ class Flags:
     """What defines a quantizer.
 
     Attributes:
-        catalogue: whose items; beauty, or any name with --vectors.
-        vectors: an .npy file with a row of floats for each item.
-        dim: width of the vectors made of texts.
+        catalogue: beauty or recipes, or a table of one's own: .jsonl, plain or compressed, or
+            .parquet; none takes --vectors alone, whose rows are then the items.
+        id_field: of a table of one's own: what tells items apart.
+        text_fields: of a table of one's own: what is known of an item in words.
+        vectors: an .npy or .npz file with a vector for each item, in place of those of texts.
+        encoder: the Hugging Face folder of a sentence encoder; TF-IDF and an SVD if not given.
+        dim: width of vectors that TF-IDF and an SVD make.
+        data_seed: of the items' order.
         method: residual-kmeans clusters vectors, rq-vae learns latents to quantize.
         run: the run folder; the same command on the same folder resumes.
         num_levels: codes of an item.
@@ -74,8 +84,12 @@ class Flags:
     """
 
     catalogue: str = "beauty"
+    id_field: str = "id"
+    text_fields: tuple[str, ...] = ("title",)
     vectors: Path | None = None
+    encoder: Path | None = None
     dim: int = 128
+    data_seed: int = 0
     method: Literal["rq-vae", "residual-kmeans"] = "rq-vae"
     run: Path = Path("runs/codes")
     num_levels: int = 3
@@ -122,7 +136,7 @@ class Fitted(NamedTuple):
 
 def run(flags: Flags) -> dict[str, Any]:
     """Fit, give codes, and write everything to the run folder."""
-    items = read_item_vectors(flags.catalogue, flags.vectors, dim=flags.dim, seed=flags.seed)
+    items = read_vectors_of(flags)
     n, width = items.vectors.shape
     print(f"data: {n} items of {flags.catalogue}, vectors {width} wide", file=sys.stderr)
     runs = [
@@ -138,6 +152,24 @@ def run(flags: Flags) -> dict[str, Any]:
         headline["of_seeds"] = [statistics_of(items, other) for other in runs]
     write_results(flags, items, fitted, headline)
     return headline
+
+
+def read_vectors_of(flags: Flags) -> ItemVectors:
+    """The items that the flags name, and their vectors.
+
+    Raises:
+        DataError: a file that breaks a rule.
+    """
+    if flags.catalogue == "none" and flags.vectors is not None:
+        return vectors_alone(flags.vectors, seed=flags.data_seed)
+    items = read_items(flags.catalogue, id_field=flags.id_field, text_fields=flags.text_fields)
+    return item_vectors(
+        items,
+        vectors=flags.vectors,
+        encoder=flags.encoder,
+        dim=flags.dim,
+        seed=flags.data_seed,
+    )
 
 
 def fit_one(flags: Flags, items: ItemVectors, seed: int, folder: Path) -> Fitted:
@@ -211,7 +243,7 @@ def run_rq_vae(
 
 def described(flags: Flags) -> dict[str, Any]:
     """The flags that change a quantizer, as JSON can hold them."""
-    free = ("run", "record", "progress", "vectors", "seed", "seeds", "assignment")
+    free = ("run", "record", "progress", "vectors", "encoder", "seed", "seeds", "assignment")
     return {name: value for name, value in to_json(flags).items() if name not in free}
 
 
@@ -254,7 +286,13 @@ def write_results(
     """The quantizer, the codes, pictures and the record."""
     save_quantizer(flags.run / "quantizer", fitted.quantizer, card=model_card(flags, headline))
     buffer = io.BytesIO()
-    np.savez(buffer, ids=np.array(items.ids), codes=fitted.codes, nearest=fitted.nearest)
+    np.savez(
+        buffer,
+        ids=np.array(items.ids),
+        codes=fitted.codes,
+        nearest=fitted.nearest,
+        num_codes=np.array(fitted.quantizer.num_codes),
+    )
     replace_file(flags.run / "codes.npz", buffer.getvalue())
     pictures = flags.run / "plots"
     pictures.mkdir(exist_ok=True)

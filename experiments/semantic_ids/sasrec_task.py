@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Float32
 
+from experiments.semantic_ids.datasets import Dataset
 from experiments.semantic_ids.protocol import Scorer
 from experiments.semantic_ids.tasks import Task
 from recipe_jax.batches import NextItemBatch
@@ -27,15 +28,15 @@ if TYPE_CHECKING:
 USERS_AT_ONCE = 256
 
 
-def make_sasrec_task(flags: "Flags", histories: Histories, *, num_items: int) -> Task:
+def make_sasrec_task(flags: "Flags", histories: Histories, dataset: Dataset) -> Task:
     """The task that the flags name.
 
     Args:
         flags: of `train`.
         histories: to learn from.
-        num_items: of the catalogue.
+        dataset: whose items are scored.
     """
-    cfg = sasrec_config(flags, num_items=num_items)
+    cfg = sasrec_config(flags, num_items=len(dataset.item_ids))
 
     def make(attend: Attend) -> Sasrec:
         return Sasrec(cfg, attend=attend, rngs=nnx.Rngs(flags.seed))

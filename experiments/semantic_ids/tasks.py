@@ -1,6 +1,7 @@
 """What distinguishes the models that `train` trains: one value for each."""
 
-from collections.abc import Callable, Iterable
+import types
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -23,6 +24,7 @@ class Task(NamedTuple):
         batches: an endless stream.
         loss: what is minimised: the nats of a batch by its targets.
         scorer: a trained model as what the protocol asks.
+        files: name -> content of what else its model folder needs.
     """
 
     cfg: Any
@@ -30,3 +32,4 @@ class Task(NamedTuple):
     batches: Iterable[Any]
     loss: Loss
     scorer: Callable[[PureModule[Any], Params], Scorer]
+    files: Mapping[str, bytes] = types.MappingProxyType({})

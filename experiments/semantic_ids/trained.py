@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,13 +10,12 @@ from flax import nnx
 from recipe_kernels import attention
 
 from experiments.semantic_ids.datasets import Dataset
+from experiments.semantic_ids.generative_task import generative_scorer
 from experiments.semantic_ids.protocol import Scorer
 from experiments.semantic_ids.sasrec_task import sasrec_scorer
 from recipe_jax.functional import Params, PureModule, abstract
 from recipe_jax.huggingface import ModelFolderError, load_module, make_module, save_module
-
-SCORERS: Mapping[str, Callable[[PureModule[Any], Params], Scorer]] = {"sasrec": sasrec_scorer}
-"""`model_type` -> its scorer."""
+from recipe_jax.semantic_ids import SemanticIds, read_ids
 
 
 class Recommender(NamedTuple):
@@ -27,6 +26,7 @@ class Recommender(NamedTuple):
         fn: its pure function.
         params: its parameters.
         item_ids: an item's index is its place here.
+        ids: the items' semantic IDs, of a model that generates them.
         learned_validation: whether the items left out for validation were learned from.
     """
 
@@ -34,7 +34,14 @@ class Recommender(NamedTuple):
     fn: PureModule[Any]
     params: Params
     item_ids: tuple[str, ...]
+    ids: SemanticIds | None
     learned_validation: bool
+
+    def scorer(self) -> Scorer:
+        """What the protocol asks."""
+        if self.ids is not None:
+            return generative_scorer(self.fn, self.params, self.ids)
+        return sasrec_scorer(self.fn, self.params)
 
 
 def save_recommender(
@@ -45,13 +52,16 @@ def save_recommender(
     dataset: Dataset,
     learned_validation: bool,
     card: str,
+    files: Mapping[str, bytes],
 ) -> None:
     """Write a model folder: all of its files or none.
+
+    The hash of each of `files` goes into `config.json`.
 
     Raises:
         ModelFolderError: a file that could not be written, such as on a full disk.
     """
-    items = json.dumps(dataset.item_ids).encode()
+    files = {"items.json": json.dumps(dataset.item_ids).encode(), **files}
     save_module(
         folder,
         cfg=cfg,
@@ -59,9 +69,9 @@ def save_recommender(
         card=card,
         config={
             "learned_validation": learned_validation,
-            "items_sha256": hashlib.sha256(items).hexdigest(),
+            "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
         },
-        files={"items.json": items},
+        files=files,
     )
 
 
@@ -73,17 +83,26 @@ def load_recommender(run: Path) -> Recommender:
     """
     folder = run if (run / "model.safetensors").is_file() else run / "model"
     found = load_module(folder)
-    path = folder / "items.json"
+    hashes, ids = found.config.get("sha256", {}), None
+    content = _read_own(folder / "items.json", hashes.get("items.json"))
+    if "ids.npz" in hashes:
+        _read_own(folder / "ids.npz", hashes["ids.npz"])
+        ids = read_ids(folder / "ids.npz")
+    fn, _ = abstract(lambda: attending(found.model_type, found.cfg))
+    learned = bool(found.config.get("learned_validation"))
+    items = tuple(json.loads(content))
+    return Recommender(found.model_type, fn, found.params, items, ids, learned)
+
+
+def _read_own(path: Path, sha256: str | None) -> bytes:
+    """The content of a file of a model folder, which must be that of the model."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise ModelFolderError(f"{path}: cannot be read ({error.strerror})") from error
-    if hashlib.sha256(content).hexdigest() != found.config.get("items_sha256"):
-        raise ModelFolderError(f"{path}: is not the list of items that the model was saved with")
-    fn, _ = abstract(lambda: attending(found.model_type, found.cfg))
-    learned = bool(found.config.get("learned_validation"))
-    items = tuple(json.loads(content))
-    return Recommender(found.model_type, fn, found.params, items, learned)
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise ModelFolderError(f"{path}: is not the one that the model was saved with")
+    return content
 
 
 def attending(model_type: str, cfg: Any) -> nnx.Module:
@@ -136,6 +155,5 @@ def load_scorers(runs: Sequence[Path], dataset: Dataset, *, may_know: bool) -> T
         if recommender.learned_validation and not may_know:
             raise ValueError(f"{run}: the model learned the validation items: ask it on test alone")
         kind = found.of_validation if recommender.learned_validation else found.of_training
-        score = SCORERS[recommender.model_type](recommender.fn, recommender.params)
-        kind.setdefault(recommender.model_type, []).append(score)
+        kind.setdefault(recommender.model_type, []).append(recommender.scorer())
     return found

@@ -24,7 +24,7 @@ def vectors(tmp_path):
 
 
 def quantize(capsys, vectors, *arguments):
-    given = ("quantize", "--catalogue", "mine", "--vectors", vectors, *SMALL, *arguments)
+    given = ("quantize", "--catalogue", "none", "--vectors", vectors, *SMALL, *arguments)
     return headline(capsys, *given, main=main)
 
 
@@ -75,9 +75,9 @@ def test_rq_vae_trains_and_the_same_command_finds_it_done(capsys, vectors, tmp_p
     ("rows", "arguments", "message"),
     [
         (VECTORS[:5], [], "5 rows are too few for 8 codes"),
-        (np.where(VECTORS == VECTORS[3], np.nan, VECTORS), [], "row 3 holds a value that is not"),
-        (VECTORS.astype(int), [], "must hold one matrix of floats"),
-        (VECTORS[0], [], "must hold one matrix of floats"),
+        (np.where(VECTORS == VECTORS[3], np.nan, VECTORS), [], "row 4 (id='3'): column 1 is nan"),
+        (VECTORS.astype(int), [], "must be a matrix of floating-point numbers"),
+        (VECTORS[0], [], "must be a matrix of floating-point numbers"),
         (VECTORS, ["--epochs", "0"], "--epochs 0 must be at least 1"),
         (VECTORS, ["--seed", "-1"], "--seed -1 must be from 0"),
         (VECTORS, ["--minutes", "0"], "--minutes 0.0 must be above 0"),
@@ -87,7 +87,8 @@ def test_bad_input_is_one_line_and_no_folder(rows, arguments, message, capsys, t
     np.save(tmp_path / "vectors.npy", rows)
     line = refused(
         capsys,
-        *("quantize", "--vectors", tmp_path / "vectors.npy", "--run", tmp_path / "run"),
+        *("quantize", "--catalogue", "none", "--vectors", tmp_path / "vectors.npy"),
+        *("--run", tmp_path / "run"),
         *(*SMALL, *arguments),
         main=main,
     )
@@ -97,11 +98,35 @@ def test_bad_input_is_one_line_and_no_folder(rows, arguments, message, capsys, t
 
 def test_files_that_are_no_matrix_and_catalogues_that_are_none_are_refused(capsys, tmp_path):
     (tmp_path / "vectors.npy").write_bytes(b"not an array")
-    line = refused(capsys, "quantize", "--vectors", tmp_path / "vectors.npy", main=main)
-    assert "vectors.npy: not readable as .npy" in line
-    line = refused(capsys, "quantize", "--vectors", tmp_path / "missing.npy", main=main)
-    assert "missing.npy" in line
-    assert "give --vectors" in refused(capsys, "quantize", "--catalogue", "mine", main=main)
+    alone = ("quantize", "--catalogue", "none", "--vectors")
+    line = refused(capsys, *alone, tmp_path / "vectors.npy", main=main)
+    assert "vectors.npy: not a whole .npy or .npz file" in line
+    line = refused(capsys, *alone, tmp_path / "missing.npy", main=main)
+    assert "missing.npy: no such file" in line
+    line = refused(capsys, "quantize", "--catalogue", "mine", main=main)
+    assert "mine: name must end in .jsonl" in line
+
+
+def test_a_table_of_ones_own_gets_codes_by_its_words(capsys, tmp_path):
+    words = ("red", "blue", "green", "lip", "nail", "hair", "matte", "gloss")
+    rows = [
+        {"sku": f"s{i}", "name": f"{words[i % 3]} {words[3 + i % 2]} {words[6 + i % 2]} no {i % 7}"}
+        for i in range(40)
+    ]
+    table = tmp_path / "shop.jsonl"
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = ("quantize", "--catalogue", table, "--id-field", "sku", "--text-fields", "name")
+    found = headline(
+        capsys,
+        *given,
+        *("--method", "residual-kmeans", "--dim", "4", "--run", tmp_path / "run", *SMALL),
+        main=main,
+    )
+    assert found["n"] == 40
+    with np.load(tmp_path / "run" / "codes.npz", allow_pickle=False) as arrays:
+        assert sorted(arrays["ids"].tolist()) == sorted(row["sku"] for row in rows)
+    table.write_text(table.read_text() + json.dumps(rows[3]) + "\n")
+    assert "shop.jsonl: row 41: sku='s3' occurred in row 4" in refused(capsys, *given, main=main)
 
 
 @pytest.mark.real_data

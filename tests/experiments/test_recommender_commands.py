@@ -106,7 +106,7 @@ def test_two_steps_a_model_that_knows_its_items_and_any_mesh(
         f"{run}: the model's 30 items are not the DIR/users.txt data's 30 in the same order" in line
     )
     (run / "model" / "items.json").write_text(json.dumps(ids[::-1]))
-    assert "is not the list of items" in refused(capsys, *evaluate, "--runs", run)
+    assert "items.json: is not the one that the model" in refused(capsys, *evaluate, "--runs", run)
 
 
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(
