@@ -4,8 +4,8 @@ python -m experiments.semantic_ids quantize --method residual-kmeans --run runs/
 
 `RUN` then holds `quantizer/` (a model folder), `codes.npz` (`ids`, `codes`, `num_codes` of each
 level, and `nearest`: what the quantizer alone says), `metrics.jsonl` with statistics of the whole
-catalogue after every epoch, `plots/` and `record.json`.  The same command on the same folder resumes.  The last line on stdout
-is one JSON object.
+catalogue after every epoch, `plots/` and `record.json`.  The same command on the same folder
+resumes.  The last line on stdout is one JSON object.
 """
 
 import dataclasses
