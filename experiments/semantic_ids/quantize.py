@@ -291,7 +291,7 @@ def write_results(
         ids=np.array(items.ids),
         codes=fitted.codes,
         nearest=fitted.nearest,
-        num_codes=np.array(fitted.quantizer.num_codes),
+        num_codes=np.full(fitted.codes.shape[1], fitted.quantizer.num_codes),
     )
     replace_file(flags.run / "codes.npz", buffer.getvalue())
     pictures = flags.run / "plots"

@@ -8,6 +8,7 @@ items.
 """
 
 import dataclasses
+import hashlib
 import json
 import sys
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ import optax
 from recipe_kernels import attention, attention_on
 
 from experiments.commands import check_least, check_seed
-from experiments.record import command_line, make_record, write_record
+from experiments.record import command_line, make_record, place_of, write_record
 from experiments.semantic_ids.datasets import Dataset, read_dataset, said
 from experiments.semantic_ids.generative_task import make_generative_task
 from experiments.semantic_ids.protocol import evaluate_ranking
@@ -42,7 +43,7 @@ from recipe_jax.training.step import make_train_step
 TASKS = {"sasrec": make_sasrec_task, "generative": make_generative_task}
 """`--model` -> its task."""
 
-_NOT_THE_RUN = ("run", "progress")
+_NOT_THE_RUN = ("run", "progress", "codes")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -190,7 +191,11 @@ def train(flags: Flags, dataset: Dataset, task: Task) -> tuple[FitResult, PureMo
             patience=flags.patience,
             show_progress=flags.progress,
         ),
-        config={**described, "model_config": to_json(task.cfg)},
+        config={
+            **described,
+            "model_config": to_json(task.cfg),
+            "files": {name: hashlib.sha256(data).hexdigest() for name, data in task.files.items()},
+        },
         evaluate=None if flags.learn_validation else evaluate,
         mesh=mesh,
     )
@@ -260,7 +265,11 @@ def write_results(flags: Flags, task: Task, headline: Mapping[str, Any]) -> None
     rows = [json.loads(line) for line in (flags.run / "metrics.jsonl").read_text().splitlines()]
     record = make_record(
         command_line("experiments.semantic_ids train", flags, always=("model", "data")),
-        config={**to_json(flags), "run": "RUN"},
+        config={
+            **to_json(flags),
+            "run": "RUN",
+            "codes": None if flags.codes is None else place_of(flags.codes),
+        },
         model_config=to_json(task.cfg),
         validation=[row for row in rows if row["split"] == "validation"],
         **headline,
