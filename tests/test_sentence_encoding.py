@@ -8,9 +8,11 @@ import jaxtyping
 import numpy as np
 import pytest
 from bert_folder import WORDS, draw_tensors, plain_states, write_bert_folder, write_sentence_modules
+from tokenizers import Tokenizer
 from tolerances import assert_close
 
 from recipe_jax import sentence_encoding
+from recipe_jax.data.vector_cache import cached_vectors
 from recipe_jax.huggingface import ModelFolderError
 from recipe_jax.sentence_encoding import load_sentence_encoder
 from recipe_jax.sharding import make_mesh
@@ -79,6 +81,39 @@ def test_few_shapes_are_compiled(encoder, monkeypatch):
 def test_long_texts_are_cut(folder):
     encoder = load_sentence_encoder(folder, pooling="mean", max_tokens=6)
     assert_close(encoder.encode(TEXTS), means(TEXTS, longest=4))
+
+
+def test_padding_and_truncation_kept_in_the_tokenizer_are_not_followed(tmp_path: Path):
+    """Checkpoints bring those of their last training, such as padding to 128 tokens."""
+    path = write_bert_folder(tmp_path) / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.enable_truncation(5)
+    tokenizer.enable_padding(length=32)
+    tokenizer.save(str(path))
+    encoder = load_sentence_encoder(tmp_path, pooling="mean")
+    assert_close(encoder.encode(TEXTS[:4]), means(TEXTS[:4]))
+
+
+def test_a_tokenizer_of_word_pieces_alone_will_do(tmp_path: Path):
+    """As BERT was published: `vocab.txt`."""
+    (write_bert_folder(tmp_path) / "tokenizer.json").unlink()
+    pieces = [*WORDS[:4], "[MASK]", *"abcdef", *(f"##{letter}" for letter in "abcde")]
+    assert len(pieces) == len(WORDS)
+    (tmp_path / "vocab.txt").write_text("\n".join(pieces) + "\n")
+    settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": True}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    encoder = load_sentence_encoder(tmp_path, pooling="mean")
+    tokens = [2, 7, 11, 5, 3]  # [CLS] c ##a a [SEP]
+    assert_close(encoder.encode(["Ca a"])[0], plain_states(TENSORS, tokens).mean(axis=0))
+
+
+def test_vectors_are_cached_by_the_fingerprint(encoder, folder, tmp_path: Path):
+    options = {"fingerprint": encoder.fingerprint, "folder": tmp_path, "batch_size": 3}
+    found = cached_vectors(TEXTS, encoder.encode, **options)
+    assert_close(found.vectors, means(TEXTS))
+    again = load_sentence_encoder(folder, pooling="mean")
+    options["fingerprint"] = again.fingerprint
+    assert cached_vectors(TEXTS[::-1], again.encode, **options).num_computed == 0
 
 
 def test_a_folder_of_sentence_transformers_says_how(tmp_path: Path):
