@@ -142,7 +142,9 @@ def fit_transitions(
         raise ValueError("histories without an order have no transitions")
     before, following = transitions(histories, num_items=num_items, decay=decay)
     inverse = regularized_inverse(before.T @ before, penalty)
-    return ItemToItem(weights=inverse @ scipy.sparse.csc_array(before.T @ following), decay=decay)
+    weights = inverse @ scipy.sparse.csc_array(before.T @ following)
+    # By rows: scipy would copy it for every product with a sparse matrix.
+    return ItemToItem(weights=np.ascontiguousarray(weights), decay=decay)
 
 
 def transitions(
