@@ -93,8 +93,9 @@ def make_generative_task(flags: "Flags", histories: Histories, dataset: Dataset)
 
 
 def generative_scorer(fn: PureModule[Any], params: Params, ids: SemanticIds) -> Scorer:
-    """A trained model as a scorer: log-probabilities of items that beams find, else `-inf`.
+    """A trained model as a scorer: log-probabilities of the items that beams find.
 
+    All others are given one nat less than the last of them, so that they share the last rank.
     Items that a user knows are left out of the search, as they are of the ranking.
     """
     cfg: GenerativeRecommenderConfig = fn.bind(params).cfg
@@ -102,7 +103,7 @@ def generative_scorer(fn: PureModule[Any], params: Params, ids: SemanticIds) -> 
     prompt = jnp.full((USERS_AT_ONCE, 1), cfg.start_token, jnp.int32)
 
     def score(histories: Histories) -> Float32[np.ndarray, "u n"]:
-        found = np.full((len(histories.users), ids.num_items), -np.inf, np.float32)
+        found = np.empty((len(histories.users), ids.num_items), np.float32)
         groups = padded_histories(histories, max_items=cfg.max_items, batch_size=USERS_AT_ONCE)
         longest = int(histories.lengths.max())
         for users, items, lengths in groups:
@@ -125,6 +126,7 @@ def generative_scorer(fn: PureModule[Any], params: Params, ids: SemanticIds) -> 
                 np.asarray(x)[: len(users)] for x in (beams.items, beams.log_probability)
             )
             row, place = np.nonzero(items >= 0)
+            found[users] = scores.min(axis=1, where=items >= 0, initial=0.0)[:, None] - 1.0
             found[users[row], items[row, place]] = scores[row, place]
         return found
 
