@@ -102,7 +102,7 @@ class Flags:
     epochs: int = 200
     batch_size: int = 1024
     learning_rate: float = 1e-3
-    gradient: GradientName = "rotation_trick"
+    gradient: GradientName = "straight_through"
     codebook: Literal["ema", "loss"] = "ema"
     minutes: float | None = None
     seed: int = 0

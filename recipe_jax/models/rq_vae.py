@@ -17,7 +17,7 @@ from recipe_jax.layers.residual_quantizer import (
     Quantized,
     codebook_loss,
     commitment_loss,
-    rotation_trick,
+    straight_through,
 )
 from recipe_jax.models.feed_forward_network import FeedForwardNetwork, FeedForwardNetworkConfig
 from recipe_jax.models.residual_codebooks import ResidualCodebooks, ResidualCodebooksConfig
@@ -127,7 +127,7 @@ class RqVaeTerms(NamedTuple):
 
 
 def rq_vae_loss(
-    model: RqVae, vectors: Float[Array, "b d"], *, gradient: GradientRule = rotation_trick
+    model: RqVae, vectors: Float[Array, "b d"], *, gradient: GradientRule = straight_through
 ) -> tuple[RqVaeTerms, Quantized]:
     """The terms of arXiv:2305.05065, section 3.1, and the codes and residuals they come from.
 
@@ -138,7 +138,7 @@ def rq_vae_loss(
     Args:
         model: the RQ-VAE.
         vectors: rows to reconstruct.
-        gradient: how the reconstruction reaches the encoder, such as `straight_through`.
+        gradient: how the reconstruction reaches the encoder, such as `rotation_trick`.
     """
     latents = model.latents(vectors)
     quantized = model.codebooks.quantize(latents)

@@ -179,9 +179,8 @@ class _Parts:
             rows, counts = part
             codes = nearest_codes(rows, centroids)
             distances = jnp.sum(jnp.square(rows - centroids[codes]), axis=-1)
-            taken = jax.nn.one_hot(codes, centroids.shape[0], axis=0) * counts[None, :]
-            sums = jnp.matmul(taken, rows, precision=jax.lax.Precision.HIGHEST)
-            return (totals[0] + sums, totals[1] + taken.sum(axis=1)), (codes, distances)
+            sums = totals[0].at[codes].add(rows * counts[:, None])
+            return (sums, totals[1].at[codes].add(counts)), (codes, distances)
 
         nothing = jnp.zeros_like(centroids), jnp.zeros(centroids.shape[0])
         (sums, numbers), found = jax.lax.scan(add, nothing, (self._parts, self._counts))

@@ -47,7 +47,8 @@ class RqVaeTraining:
         learning_rate: peak of the schedule.
         weight_decay: of the networks' matrices, times the learning rate.
         commitment_weight: of the commitment loss; 0.25 in both papers.
-        gradient: how the reconstruction reaches the encoder.
+        gradient: how the reconstruction reaches the encoder.  On Beauty the rotation trick left
+            over more (0.43 of the variance after 40 epochs, 0.40 straight through).
         codebook: `ema` keeps codewords as running means of what was assigned to them, `loss`
             lets them descend the codebook loss.
         decay: of the running means, and of the counts that find dead codes, for each step.  Means
@@ -64,7 +65,7 @@ class RqVaeTraining:
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     commitment_weight: float = 0.25
-    gradient: GradientName = "rotation_trick"
+    gradient: GradientName = "straight_through"
     codebook: Literal["ema", "loss"] = "ema"
     decay: float = 0.9
     dead_below: float = 0.1

@@ -72,6 +72,9 @@ def test_agreement_of_seeds_does_not_mind_names_and_takes_chance_off():
     codes = rng.integers(0, 8, size=(500, 2))
     renamed = np.stack([rng.permutation(8)[codes[:, 0]], rng.permutation(8)[codes[:, 1]]], axis=1)
     np.testing.assert_allclose(prefix_agreement([codes, renamed]), 1.0)
+    # The second code means the same only after the same first one.
+    shifted = np.stack([codes[:, 0], (codes[:, 1] + codes[:, 0]) % 8], axis=1)
+    np.testing.assert_allclose(prefix_agreement([codes, shifted]), 1.0)
     other = rng.integers(0, 8, size=(500, 2))
     np.testing.assert_allclose(prefix_agreement([codes, other]), 0.0, atol=0.03)
     three = prefix_agreement([codes, renamed, other])
