@@ -9,6 +9,7 @@ COMMANDS = {
     "quantize": "fit a quantizer to a catalogue and give every item its codes",
     "train": "train a recommender on users' histories",
     "choose": "choose the baselines' hyperparameters and their blend on validation",
+    "recommend": "items for somebody whose history is given",
     "evaluate": "rank every item for every user: trained models and baselines in one table",
 }
 

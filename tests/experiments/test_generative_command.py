@@ -14,6 +14,7 @@ from experiments.semantic_ids.choices import Choices, as_json
 from experiments.semantic_ids.datasets import read_dataset
 from experiments.semantic_ids.protocol import item_bits
 from experiments.semantic_ids.trained import load_recommender
+from recipe_jax.semantic_ids import parse_id
 from recipe_jax.training.tracker import read_metrics
 
 ITEMS = 30
@@ -88,6 +89,38 @@ def test_its_folder_knows_the_ids_and_refuses_others(
         assert "ids.npz: is not the one that the model was saved with" in line
     finally:
         ids.write_bytes(content)
+
+
+@pytest.mark.parametrize("k", [1, 10, 24])
+def test_as_many_items_are_recommended_as_are_asked_for(
+    k: int, learned: Path, capsys: pytest.CaptureFixture[str]
+):
+    history = [f"i{item}" for item in range(3, 9)]
+    found = headline(capsys, "recommend", "--run", learned, "--history", *history, "--k", k)
+    assert len(set(found["items"])) == len(found["items"]) == k
+    assert not set(found["items"]) & set(history)
+    assert found["items"][0] == "i9"
+    ids = load_recommender(learned).ids
+    for name, text in zip(found["items"], found["semantic_ids"], strict=True):
+        assert parse_id(text, ids.sizes) == tuple(ids.codes[ids.items.index(name)])
+    assert found["scores"] == sorted(found["scores"], reverse=True)
+
+
+def test_histories_that_cannot_be_answered_are_refused(
+    learned: Path, capsys: pytest.CaptureFixture[str]
+):
+    def said(*arguments: object) -> str:
+        return refused(capsys, "recommend", "--run", learned, *arguments)
+
+    assert "item 'x' of the history is none of the model's 30 items" in said("--history", "x")
+    assert "the history is empty" in said("--history")
+    line = said("--history", "i1", "i2", "i1", "--k", "29")
+    assert "k=29 must be from 1 to 28: there are 30 items, 2 of them in the history" in line
+    assert "--k 0 must be at least 1" in said("--history", "i1", "--k", "0")
+    # Longer than the model reads: the latest items are.
+    long = [f"i{item}" for item in range(12)]
+    found = headline(capsys, "recommend", "--run", learned, "--history", *long, "--k", "1")
+    assert found["items"] == ["i12"]
 
 
 def test_it_learns_alike_on_one_device_and_on_eight(

@@ -1,0 +1,139 @@
+"""What a trained recommender says to one user: distinct items that exist, best first."""
+
+import functools
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.semantic_ids.trained import Recommender
+from recipe_jax.data.interactions import histories_of
+from recipe_jax.item_beam_search import Available, search_items
+from recipe_jax.models.generative_recommender import History
+from recipe_jax.prefix_index import PrefixIndex, build_prefix_index
+from recipe_jax.semantic_ids import SemanticIds, format_id
+
+FEWEST_BEAMS = 20
+"""Of a search, however few items are asked for."""
+
+
+class Recommendation(NamedTuple):
+    """One item.
+
+    Attributes:
+        item: its name.
+        semantic_id: its codes as text; empty from a model that knows none.
+        score: log-probability of the codes in nats, or the score of a model that knows none.
+    """
+
+    item: str
+    semantic_id: str
+    score: float
+
+
+class Recommendations(NamedTuple):
+    """What is recommended.
+
+    Attributes:
+        items: best first, none of the history.
+        num_read: items of the history that the model read: the latest.
+        milliseconds: from the names of the history to those of the items.
+    """
+
+    items: tuple[Recommendation, ...]
+    num_read: int
+    milliseconds: float
+
+
+def recommend(recommender: Recommender, history: Sequence[str], *, k: int) -> Recommendations:
+    """The `k` items that most probably follow a history.
+
+    Args:
+        recommender: its model reads the latest items where the history is longer than it can read.
+        history: names of items, the latest last.
+        k: how many items.
+
+    Raises:
+        ValueError: no history, an item that the model does not know, or more items asked for than
+            there are beside those of the history.
+    """
+    started = time.perf_counter()
+    index = _index_of(recommender.item_ids)
+    for name in history:
+        if name not in index:
+            raise ValueError(
+                f"item {name!r} of the history is none of the model's {len(index)} items"
+            )
+    if not history:
+        raise ValueError("the history is empty, must name at least one item")
+    known = np.array(list(dict.fromkeys(index[name] for name in history)), np.int32)
+    most = len(index) - len(known)
+    if not 1 <= k <= most:
+        raise ValueError(
+            f"k={k} must be from 1 to {most}: there are {len(index)} items, {len(known)} of them "
+            "in the history"
+        )
+    items = np.array([index[name] for name in history], np.int32)
+    best, scores = _search(recommender, items, known, k)
+    found = tuple(
+        Recommendation(
+            recommender.item_ids[item],
+            "" if recommender.ids is None else format_id(recommender.ids.codes[item]),
+            float(score),
+        )
+        for item, score in zip(best.tolist(), scores.tolist(), strict=True)
+    )
+    num_read = min(len(history), _max_items(recommender))
+    return Recommendations(found, num_read, 1e3 * (time.perf_counter() - started))
+
+
+def _search(
+    recommender: Recommender, items: np.ndarray, known: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    if recommender.ids is None:
+        histories = histories_of(["user"], [items], ordered=True)
+        scores = recommender.scorer()(histories)[0]
+        scores[known] = -np.inf
+        best = np.argsort(-scores, kind="stable")[:k]
+        return best, scores[best]
+    cfg = _config(recommender)
+    read = items[-cfg.max_items :]
+    # Few shapes, each of which is compiled once.
+    room = min(cfg.max_items, max(8, 1 << (len(read) - 1).bit_length()))
+    codes = np.zeros((1, room, len(cfg.sizes)), np.int32)
+    codes[0, : len(read)] = recommender.ids.codes[read]
+    excluded = np.full((1, 1 << (max(8, len(known)) - 1).bit_length()), -1, np.int32)
+    excluded[0, : len(known)] = known
+    found = search_items(
+        recommender.fn,
+        recommender.params,
+        jnp.full((1, 1), cfg.start_token, jnp.int32),
+        jnp.ones(1, jnp.int32),
+        indexes=[_tree(recommender.ids)],
+        level_tokens=cfg.level_tokens,
+        num_beams=max(FEWEST_BEAMS, k),
+        available=Available(excluded=jnp.asarray(excluded)),
+        context=History(jnp.asarray(codes), jnp.array([len(read)], jnp.int32)),
+    )
+    return np.asarray(found.items)[0, :k], np.asarray(found.log_probability)[0, :k]
+
+
+def _config(recommender: Recommender) -> Any:
+    return recommender.fn.bind(recommender.params).cfg
+
+
+def _max_items(recommender: Recommender) -> int:
+    return _config(recommender).max_items
+
+
+@functools.lru_cache(maxsize=4)
+def _index_of(item_ids: tuple[str, ...]) -> dict[str, int]:
+    return {name: index for index, name in enumerate(item_ids)}
+
+
+@functools.lru_cache(maxsize=4)
+def _tree(ids: SemanticIds) -> PrefixIndex:
+    return jax.device_put(build_prefix_index(ids.codes, ids.sizes))
