@@ -28,8 +28,9 @@ _ARRAYS = ("settings", "terms", "inverse_frequencies", "term_vectors")
 class TextVectorsConfig:
     """How texts become vectors.
 
-    The defaults are those with which the nearest items to a user's last five hold the next one most
-    often on Beauty's validation items, of what was tried at one width.
+    The defaults were chosen by the nearest items to a user's last few on Beauty
+    (`benchmarks/records/text_vectors.json`): pairs of words make them worse at the same width; twice
+    the width makes them better and takes more than twice as long.
 
     Attributes:
         dim: width of a vector; less where there are fewer terms or fewer texts.
