@@ -29,8 +29,8 @@ class TextVectorsConfig:
     """How texts become vectors.
 
     The defaults were chosen by the nearest items to a user's last few on Beauty
-    (`benchmarks/records/text_vectors.json`): pairs of words make them worse at the same width; twice
-    the width makes them better and takes more than twice as long.
+    (`benchmarks/records/text_vectors.json`): pairs of words make them worse at the same width, more
+    width makes them better and takes longer.
 
     Attributes:
         dim: width of a vector; less where there are fewer terms or fewer texts.
