@@ -259,7 +259,7 @@ def theirs(workload: Workload) -> Answer:
         reconstruction, commitment = loss_of(vectors)
         for buffer, values in frozen:  # a forward pass moved them
             buffer.data.copy_(values)
-        return float(reconstruction + commitment / cfg.num_levels)
+        return (reconstruction + commitment / cfg.num_levels).item()
 
     def reconstruction() -> float:
         quantizer.eval()
