@@ -18,7 +18,7 @@ def encode_distinct(
 ) -> Int32[np.ndarray, "n q"]:
     """The codes of a whole catalogue, no two rows with the same while codes suffice.
 
-    Zheng et al. 2024 (LC-Rec, arXiv:2311.09049, section 3.1.2) spread items evenly over the last
+    Zheng et al. 2024 (LC-Rec, arXiv:2311.09049) spread items evenly over the last
     level's codes where they collide.  There an entropic relaxation is solved over all of them; here
     the problem itself, within each prefix: of all ways to give its items different codes, the one
     of least total squared distance (Kuhn 1955; Crouse 2016, doi:10.1109/TAES.2016.140952).
