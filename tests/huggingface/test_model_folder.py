@@ -42,6 +42,8 @@ from recipe_jax.models.gram_bins import GramBins
 from recipe_jax.models.ingredient_generator import GeneratorConfig
 from recipe_jax.models.joint_recipes import JointRecipesConfig
 from recipe_jax.models.masked_set_generator import MaskedSetConfig
+from recipe_jax.models.residual_codebooks import ResidualCodebooksConfig
+from recipe_jax.models.rq_vae import RqVaeConfig
 
 FOODS = ("salt", "sugar", "butter", "egg", "flour")
 
@@ -164,6 +166,8 @@ OTHERS = {
     ),
     "feed_forward_network": FeedForwardNetworkConfig(in_dim=3, out_dim=2, hidden_dims=(4, 4)),
     "feed_forward_classifier": FeedForwardNetworkConfig(in_dim=3, out_dim=2, residual=True),
+    "residual_codebooks": ResidualCodebooksConfig(in_dim=3, num_codes=4),
+    "rq_vae": RqVaeConfig(in_dim=3, latent_dim=2, hidden_dims=(4,), num_codes=4),
 }
 
 
