@@ -1,8 +1,6 @@
 """Every test sees eight CPU devices and strict array arithmetic."""
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 
 # Before the first import of jax: the device count is read once, when the backend starts.
@@ -13,26 +11,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Tests compile more than they compute: most of XLA's optimizations are left out, here and in
 # processes that a test starts.  `make parity` leaves them on.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# What one test compiled the others need not, those side by side and processes of tests included.
-# The folder is of one run of pytest: it goes when that ends.
-CACHE = "JAX_COMPILATION_CACHE_DIR"
-MADE_CACHE = CACHE not in os.environ
-if MADE_CACHE:
-    os.environ[CACHE] = tempfile.mkdtemp(prefix="recipe-jax-compiled-")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jax
 import jaxtyping
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-
-
-def pytest_unconfigure() -> None:
-    """Processes that run tests side by side were given the folder, and leave it."""
-    if MADE_CACHE:
-        shutil.rmtree(os.environ[CACHE], ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
