@@ -38,12 +38,14 @@ from recipe_jax.models.encoder_decoder_generator import EncoderDecoderConfig
 from recipe_jax.models.encoder_decoder_transformer import EncoderDecoderTransformerConfig
 from recipe_jax.models.feed_forward_network import FeedForwardNetworkConfig
 from recipe_jax.models.food_embedding import FoodEmbeddingConfig
+from recipe_jax.models.generative_recommender import GenerativeRecommenderConfig
 from recipe_jax.models.gram_bins import GramBins
 from recipe_jax.models.ingredient_generator import GeneratorConfig
 from recipe_jax.models.joint_recipes import JointRecipesConfig
 from recipe_jax.models.masked_set_generator import MaskedSetConfig
 from recipe_jax.models.residual_codebooks import ResidualCodebooksConfig
 from recipe_jax.models.rq_vae import RqVaeConfig
+from recipe_jax.models.sasrec import SasrecConfig
 
 FOODS = ("salt", "sugar", "butter", "egg", "flour")
 
@@ -167,6 +169,12 @@ OTHERS = {
     "feed_forward_network": FeedForwardNetworkConfig(in_dim=3, out_dim=2, hidden_dims=(4, 4)),
     "feed_forward_classifier": FeedForwardNetworkConfig(in_dim=3, out_dim=2, residual=True),
     "residual_codebooks": ResidualCodebooksConfig(in_dim=3, num_codes=4),
+    "generative_recommender": GenerativeRecommenderConfig(
+        sizes=(3, 4, 2), transformer=BLOCKS, encoder_layers=1, max_items=5
+    ),
+    "sasrec": SasrecConfig(
+        num_items=9, transformer=BLOCKS, positions=Learned(6), max_items=6, temperature=0.1
+    ),
     "rq_vae": RqVaeConfig(in_dim=3, latent_dim=2, hidden_dims=(4,), num_codes=4),
 }
 
