@@ -40,7 +40,11 @@ class ItemVectors(NamedTuple):
 
 
 def read_items(
-    catalogue: str, *, id_field: str = "id", text_fields: tuple[str, ...] = ("title",)
+    catalogue: str,
+    *,
+    id_field: str = "id",
+    text_fields: tuple[str, ...] = ("title",),
+    attribute_fields: tuple[str, ...] = (),
 ) -> Catalogue:
     """A catalogue in the order of its file.
 
@@ -48,6 +52,7 @@ def read_items(
         catalogue: `beauty` or `recipes`, from `$RECIPE_JAX_DATA`, or the path of a table.
         id_field: of a table of one's own, as `read_catalogue` takes it.
         text_fields: of a table of one's own.
+        attribute_fields: of a table of one's own.
 
     Raises:
         DataError: a file that is not there or breaks a rule.
@@ -59,7 +64,12 @@ def read_items(
                 f"$RECIPE_JAX_DATA is not set: it names the folder that has {catalogue}"
             )
         return SHARED[catalogue](Path(root))
-    return read_catalogue(Path(catalogue), id_field=id_field, text_fields=text_fields)
+    return read_catalogue(
+        Path(catalogue),
+        id_field=id_field,
+        text_fields=text_fields,
+        attribute_fields=attribute_fields,
+    )
 
 
 def item_vectors(

@@ -33,7 +33,7 @@ class Catalogue(NamedTuple):
     Attributes:
         ids: distinct and not empty.
         texts: what is known of each item in words; never empty.
-        attributes: name -> a value for each item, to filter by; "" where there is none.
+        attributes: name -> a value for each item, to filter by or ask for; "" where there is none.
         fingerprint: `catalogue_fingerprint` of ids and texts: another order is another catalogue.
     """
 
@@ -60,7 +60,7 @@ def read_catalogue(
         path: `.jsonl`, `.jsonl.gz`, `.jsonl.zst` or `.parquet`.
         id_field: tells items apart; a string or a whole number.
         text_fields: make up an item's text, joined by `FIELD_SEPARATOR`.
-        attribute_fields: to filter by.
+        attribute_fields: to filter by or to ask for.
 
     Raises:
         DataError: a file that cannot be read, or a row that is malformed, without a field, with a
@@ -89,7 +89,7 @@ def beauty_catalogue(folder: Path) -> Catalogue:
     """The items of Amazon's Beauty reviews (McAuley et al. 2015, arXiv:1506.04757), 12,101 of them.
 
     An item's text is its title, its brand unless that is "Unknown", and its path of categories; its
-    attributes are `brand` and `category`, the latter the path.  HTML entities become characters.
+    attributes are these three, `title`, `brand` and `category`.  HTML entities become characters.
 
     Args:
         folder: holds `amazon_beauty/items_beauty.tsv.gz`.
@@ -110,13 +110,14 @@ def beauty_catalogue(folder: Path) -> Catalogue:
             title, brand, categories = values
             brand = "" if brand == "Unknown" else brand
             identifier = _identifier(name, f"{path}: row {row}: item_id")
-            yield row, identifier, [title, brand, categories], [brand, categories]
+            parts = [title, brand, categories]
+            yield row, identifier, parts, parts
 
-    return _collect(path, "item_id", _BEAUTY_COLUMNS[1:], ("brand", "category"), items())
+    return _collect(path, "item_id", _BEAUTY_COLUMNS[1:], ("title", "brand", "category"), items())
 
 
 def recipe_catalogue(folder: Path) -> Catalogue:
-    """The raw recipes, 65,991 of them: title and ingredient lines; attributes `tags` and `source`.
+    """The raw recipes, 65,991 of them: title and ingredients; attributes `title, tags, source`.
 
     Args:
         folder: holds `recipes/recipes.jsonl.zst`.
@@ -127,7 +128,7 @@ def recipe_catalogue(folder: Path) -> Catalogue:
     return read_catalogue(
         folder / "recipes" / "recipes.jsonl.zst",
         text_fields=("title", "ingredients"),
-        attribute_fields=("tags", "source"),
+        attribute_fields=("title", "tags", "source"),
     )
 
 

@@ -184,6 +184,7 @@ def test_beauty_becomes_characters_and_leaves_out_unknown_brands(tmp_path: Path)
         "Soap; Beauty",
     )
     assert found.attributes == {
+        "title": ("L'Oreal & Co", "Sponge", "Soap"),
         "brand": ("L'Oreal Paris", "", ""),
         "category": ("Beauty > Hair Care", "Beauty > Tools & More", "Beauty"),
     }
@@ -218,5 +219,5 @@ def test_all_of_beauty_is_read():
 def test_all_recipes_are_read():
     found = recipe_catalogue(Path(os.environ["RECIPE_JAX_DATA"]))
     assert len(found.ids) == 65_991 and min(map(len, found.texts)) > 2
-    assert set(found.attributes) == {"tags", "source"}
+    assert set(found.attributes) == {"title", "tags", "source"}
     assert "Vegetarian" in {tag for tags in found.attributes["tags"] for tag in tags.split("|")}
