@@ -81,6 +81,23 @@ def test_items_without_codes_are_counted_and_templates_of_ones_own_taken(capsys,
     assert "item 's0' has no ID, nor have 4 others of 40" in line
 
 
+def test_items_that_share_codes_get_ids_that_no_order_of_the_catalogue_changes(
+    capsys, given, tmp_path
+):
+    names = [row["sku"] for row in ITEMS]
+    codes, sizes = np.zeros((40, 3), np.int32), np.full(3, 4)
+    np.savez(tmp_path / "codes" / "codes.npz", ids=np.array(names), codes=codes, num_codes=sizes)
+    first = headline(capsys, *given, main=main)
+    before = rows_of(tmp_path / "out" / "train.jsonl")
+    table = tmp_path / "shop.jsonl"
+    table.write_text("".join(reversed(table.read_text().splitlines(keepends=True))))
+    assert headline(capsys, *given, main=main)["ids"] == first["ids"]
+    after = rows_of(tmp_path / "out" / "train.jsonl")
+    assert sorted(map(json.dumps, after)) == sorted(map(json.dumps, before))
+    answers = {r["item_id"]: r["response"] for r in before if r["type"] == "predict_semantic_id"}
+    assert len(set(answers.values())) == len(answers) > 20
+
+
 def test_bad_input_is_one_line_and_no_folder(capsys, given, tmp_path):
     mine = tmp_path / "mine.json"
     mine.write_text('{"system": "a", "templates": [{"type": "predict_semantic_id"}]}')
