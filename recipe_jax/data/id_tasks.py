@@ -1,8 +1,8 @@
 """What a language model learns about items that have IDs: questions and answers from templates.
 
-The tasks are those of P5 (Geng et al. 2022, arXiv:2203.13366) and LC-Rec (Zheng et al. 2024,
-arXiv:2311.09049, section 3.3): from words to an item's ID, from an ID to a fact about the item, and
-from the IDs that a user took to the next one.
+Tasks as templates come from P5 (Geng et al. 2022, arXiv:2203.13366), those that tie words to IDs
+from LC-Rec (Zheng et al. 2024, arXiv:2311.09049): from words to an item's ID, and from an ID to a
+fact about the item.  `history_tasks` has the one from what a user took to what comes next.
 
 IDs come as their texts, as `recipe_jax.semantic_ids.format_id` writes them: nothing here makes or
 reads one.  Everything drawn depends on the seed and on the id of the item or user alone, not on
