@@ -39,6 +39,20 @@ class Leaf:
 
 
 @dataclasses.dataclass(frozen=True)
+class Slice:
+    """Part of a parameter: along `axis` from `start` up to, not including, `stop`."""
+
+    start: int
+    stop: int
+    axis: int = 0
+
+    @property
+    def index(self) -> tuple[slice, ...]:
+        """What an array is indexed by."""
+        return (*[slice(None)] * self.axis, slice(self.start, self.stop))
+
+
+@dataclasses.dataclass(frozen=True)
 class PureModule(Generic[ModuleT]):
     """A module without its parameters: equal, with equal hashes, for equal configurations.
 

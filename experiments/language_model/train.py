@@ -44,7 +44,7 @@ from recipe_jax.sharding import (
     shard_batch,
 )
 from recipe_jax.training.loop import FitPlan, FitResult, fit
-from recipe_jax.training.optimizers import hold_fixed, train_only, warmup_cosine
+from recipe_jax.training.optimizers import hold_fixed, train_only, trained_part, warmup_cosine
 from recipe_jax.training.state import TrainState, init_state, state_shardings
 from recipe_jax.training.step import make_train_step
 
@@ -140,13 +140,7 @@ def run(flags: Flags) -> dict[str, Any]:
         "step": result.step,
         "stopped": result.stopped,
         "num_parameters": num_parameters(model.params),
-        "num_trained": sum(
-            math.prod(leaf.shape)
-            for leaf, is_trained in zip(
-                jax.tree.leaves(model.fn.shapes), jax.tree.leaves(trained), strict=True
-            )
-            if is_trained
-        ),
+        "num_trained": num_parameters(trained_part(model.params, trained)),
         **after(result.state.params),
         "baselines": {"before": before},
         **result.timing,
@@ -232,12 +226,12 @@ def train(
     schedule = warmup_cosine(
         flags.learning_rate, warmup_steps=min(100, flags.steps // 10 + 1), num_steps=flags.steps
     )
-    matrices = jax.tree.map(lambda leaf: len(leaf.shape) > 1, fn.shapes)
     adamw = optax.chain(
         optax.clip_by_global_norm(1.0),
-        optax.adamw(schedule, b2=0.95, weight_decay=flags.weight_decay, mask=matrices),
+        optax.adamw(schedule, b2=0.95, weight_decay=flags.weight_decay, mask=_matrices),
     )
-    optimizer = adamw if all(jax.tree.leaves(trained)) else train_only(adamw, trained)
+    whole = all(part is True for part in jax.tree.leaves(trained))
+    optimizer = adamw if whole else train_only(adamw, trained)
 
     def objective(params: Any, batch: TokenBatch, key: jax.Array) -> tuple[Any, Any]:
         terms = next_token_loss(fn.bind(hold_fixed(params, trained)), batch, key)
@@ -284,6 +278,10 @@ def train(
         evaluate=lambda state: validate(state.params),
         mesh=mesh,
     )
+
+
+def _matrices(params: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
 def make_validation(

@@ -3,8 +3,11 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
+
+from recipe_jax.functional import Slice
 
 ScalarOrSchedule = float | optax.Schedule
 
@@ -62,12 +65,40 @@ def train_only(
 ) -> optax.GradientTransformation:
     """Update some parameters and leave the others as they are, bit for bit.
 
+    The optimizer never sees the others: it keeps no state for them, no decay reaches them and they
+    do not count in the norm by which gradients are clipped.
+
     Args:
-        optimizer: of the trained ones; it keeps no state for the others.
-        trained: a dict like the parameters, true for those that are trained.
+        optimizer: of the trained ones.
+        trained: a dict like the parameters: true for those that are trained, a `Slice` for those
+            of which a part is.
     """
-    labels = jax.tree.map(lambda is_trained: "trained" if is_trained else "frozen", trained)
-    return optax.multi_transform({"trained": optimizer, "frozen": optax.set_to_zero()}, labels)
+
+    def init(params: Any) -> Any:
+        return optimizer.init(trained_part(params, trained))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        held = None if params is None else trained_part(params, trained)
+        found, state = optimizer.update(trained_part(updates, trained), state, held)
+        return jax.tree.map(_spread, trained, updates, found), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def trained_part(params: Any, trained: Any) -> Any:
+    """The parameters, or parts of them, that are trained; None in place of the others.
+
+    Args:
+        params: nested dict of arrays.
+        trained: as for `train_only`.
+    """
+
+    def part(is_trained: bool | Slice, leaf: Any) -> Any:
+        if isinstance(is_trained, Slice):
+            return leaf[is_trained.index]
+        return leaf if is_trained else None
+
+    return jax.tree.map(part, trained, params)
 
 
 def hold_fixed(params: Any, trained: Any) -> Any:
@@ -75,6 +106,13 @@ def hold_fixed(params: Any, trained: Any) -> Any:
 
     Args:
         params: nested dict of arrays.
-        trained: a dict like it, true for those that are trained.
+        trained: as for `train_only`; an array of which a part is trained gets its gradient.
     """
     return jax.tree.map(lambda p, t: p if t else jax.lax.stop_gradient(p), params, trained)
+
+
+def _spread(is_trained: bool | Slice, gradient: jax.Array, update: jax.Array | None) -> jax.Array:
+    """An update of the whole array; what is frozen gets -0, for `-0 + 0` would be another zero."""
+    if isinstance(is_trained, Slice):
+        return jnp.full_like(gradient, -0.0).at[is_trained.index].set(update)
+    return jnp.full_like(gradient, -0.0) if update is None else update
