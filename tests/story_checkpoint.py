@@ -31,7 +31,7 @@ def write_tokenizer(path: Path, pieces=PIECES) -> Path:
     return path
 
 
-def write_checkpoint(folder: Path) -> Path:
+def write_checkpoint(folder: Path, *, max_positions: int = 64) -> Path:
     """A Hugging Face folder: two layers, 24 wide, with its tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = load_llama2c_tokenizer(write_tokenizer(folder / "tokenizer.bin"))
@@ -40,7 +40,10 @@ def write_checkpoint(folder: Path) -> Path:
         num_layers=2, embed_dim=24, num_heads=4, num_kv_heads=2, mlp_dim=32, activation="swiglu"
     )
     cfg = CausalLanguageModelConfig(
-        vocab_size=VOCAB_SIZE, transformer=transformer, positions=Rope(), max_positions=64
+        vocab_size=VOCAB_SIZE,
+        transformer=transformer,
+        positions=Rope(),
+        max_positions=max_positions,
     )
     fn, params = draw_parameters(lambda rngs: CausalLanguageModel(cfg, rngs=rngs), deviation=0.1)
     model = LanguageModel(cfg, fn, params, begin=1, ends=(2,))

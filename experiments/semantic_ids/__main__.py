@@ -8,6 +8,7 @@ from experiments.commands import run_command
 COMMANDS = {
     "quantize": "fit a quantizer to a catalogue and give every item its codes",
     "examples": "write what a language model learns about items that have codes",
+    "tune": "teach a language model the IDs of items, in two stages",
     "train": "train a recommender on users' histories",
     "choose": "choose the baselines' hyperparameters and their blend on validation",
     "recommend": "items for somebody whose history is given",

@@ -4,8 +4,9 @@ python -m experiments.semantic_ids examples --codes runs/codes --out runs/exampl
 
 `OUT` then holds `train.jsonl`, `validation.jsonl` and `test.jsonl`, split by item: from words to an
 item's ID, and from an ID to a fact about the item.  With `--histories`, `histories_train.jsonl` and
-so on hold what a user took next, split within each user.  `ids.npz` holds the IDs, and the words
-that a vocabulary needs for them are `recipe_jax.semantic_ids.id_tokens` and `[REC]`.  The last line
+so on hold what a user took next, split within each user.  `ids.npz` holds the IDs, and
+`questions.json` how a model that learned them is asked; the words that a vocabulary needs are
+`recipe_jax.semantic_ids.id_tokens` and `[REC]`.  The last line
 on stdout is one JSON object of counts.
 """
 
@@ -19,6 +20,7 @@ from experiments.commands import check_least, check_seed
 from experiments.semantic_ids.catalogue_vectors import read_items
 from experiments.semantic_ids.codes_file import read_all_codes
 from experiments.semantic_ids.datasets import read_dataset
+from experiments.semantic_ids.questions import FILE, Questions, as_json
 from recipe_jax.data.catalogues import Catalogue
 from recipe_jax.data.example_files import write_examples
 from recipe_jax.data.files import DataError, replace_file
@@ -99,7 +101,14 @@ def run(flags: Flags) -> dict[str, Any]:
         headline[f"{prefix}items_without_codes"] = examples.num_without_id
         headline[f"{prefix}not_asked"] = examples.num_not_asked
     replace_file(flags.out / "ids.npz", ids_as_bytes(codes))
+    replace_file(flags.out / FILE, as_json(questions_of(flags, templates)))
     return {**headline, "ids": codes.fingerprint}
+
+
+def questions_of(flags: Flags, templates: Templates) -> Questions:
+    """How a model that learns these examples is asked: about histories by the first template."""
+    query = "" if flags.histories is None else templates.of("predict_next_item")[0].query
+    return Questions(templates.system, query, flags.max_items)
 
 
 def templates_for(items: Catalogue, path: Path | None) -> Templates:

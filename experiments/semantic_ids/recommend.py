@@ -1,13 +1,15 @@
-"""Recommend items to somebody whose history is given.
+"""Recommend items to somebody whose history is given, or who says what is wanted.
 
 python -m experiments.semantic_ids recommend --run runs/generative --history B001 B002 --k 10
 
-Every item exists, none is named twice and none of the history is.  The last line on stdout is one
-JSON object.
+A language model of `tune` takes `--query "a matte red lipstick"` as well.  Every item exists, none
+is named twice and none of the history is.  The last line on stdout is one JSON object.
 """
 
 import dataclasses
+import functools
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.commands import check_least
-from experiments.semantic_ids.recommending import recommend
+from experiments.semantic_ids.questions import knows_questions
+from experiments.semantic_ids.recommending import Recommendations, recommend
 from experiments.semantic_ids.trained import load_recommender
 
 
@@ -24,24 +27,28 @@ class Flags:
     """Who is recommended what by which model.
 
     Attributes:
-        run: the run folder of `train`, or its model folder.
+        run: the run folder of `train` or `tune`, or its model folder.
         history: names of items, the latest last.
+        query: what is wanted, in words; in place of a history.
         k: how many items.
     """
 
     run: Path
-    history: tuple[str, ...]
+    history: tuple[str, ...] = ()
+    query: str | None = None
     k: int = 10
 
     def __post_init__(self) -> None:
         check_least(self, k=1)
+        if bool(self.history) == (self.query is not None):
+            raise ValueError("give either --history, of one item at least, or --query")
 
 
 def run(flags: Flags) -> dict[str, Any]:
     """Recommend, print a table; time is that of a second call, when all is compiled."""
-    recommender = load_recommender(flags.run)
-    recommend(recommender, flags.history, k=flags.k)
-    found = recommend(recommender, flags.history, k=flags.k)
+    ask = asking(flags)
+    ask()
+    found = ask()
     if found.num_read < len(flags.history):
         print(
             f"the model reads {found.num_read} items: the latest of {len(flags.history)}",
@@ -57,3 +64,27 @@ def run(flags: Flags) -> dict[str, Any]:
         "scores": [row.score for row in found.items],
         "milliseconds": round(found.milliseconds, 3),
     }
+
+
+def asking(flags: Flags) -> Callable[[], Recommendations]:
+    """What is asked of which model.
+
+    Raises:
+        ValueError: a sentence for a model that reads none.
+    """
+    if not knows_questions(flags.run):
+        if flags.query is not None:
+            raise ValueError(f"--query is for a language model of tune, which {flags.run} is not")
+        recommender = load_recommender(flags.run)
+        return functools.partial(recommend, recommender, flags.history, k=flags.k)
+    # Needs the extra [language], which the others do not.
+    from experiments.semantic_ids.language_recommending import (
+        load_language_recommender,
+        recommend_for_history,
+        recommend_for_query,
+    )
+
+    model = load_language_recommender(flags.run)
+    if flags.query is not None:
+        return functools.partial(recommend_for_query, model, flags.query, k=flags.k)
+    return functools.partial(recommend_for_history, model, flags.history, k=flags.k)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int32
 
 from experiments.semantic_ids.trained import Recommender
 from recipe_jax.data.interactions import histories_of
@@ -61,22 +62,7 @@ def recommend(recommender: Recommender, history: Sequence[str], *, k: int) -> Re
             there are beside those of the history.
     """
     started = time.perf_counter()
-    index = _index_of(recommender.item_ids)
-    for name in history:
-        if name not in index:
-            raise ValueError(
-                f"item {name!r} of the history is none of the model's {len(index)} items"
-            )
-    if not history:
-        raise ValueError("the history is empty, must name at least one item")
-    known = np.array(list(dict.fromkeys(index[name] for name in history)), np.int32)
-    most = len(index) - len(known)
-    if not 1 <= k <= most:
-        raise ValueError(
-            f"k={k} must be from 1 to {most}: there are {len(index)} items, {len(known)} of them "
-            "in the history"
-        )
-    items = np.array([index[name] for name in history], np.int32)
+    items, known = known_items(recommender.item_ids, history, k=k)
     best, scores = _search(recommender, items, known, k)
     found = tuple(
         Recommendation(
@@ -88,6 +74,39 @@ def recommend(recommender: Recommender, history: Sequence[str], *, k: int) -> Re
     )
     num_read = min(len(history), _max_items(recommender))
     return Recommendations(found, num_read, 1e3 * (time.perf_counter() - started))
+
+
+def known_items(
+    item_ids: tuple[str, ...], history: Sequence[str], *, k: int
+) -> tuple[Int32[np.ndarray, "t"], Int32[np.ndarray, "x"]]:
+    """Indices of a history's items, and of each of them once.
+
+    Args:
+        item_ids: an item's index is its place here.
+        history: names of items.
+        k: how many others are asked for.
+
+    Raises:
+        ValueError: no history, an item that is none of these, or more items asked for than there
+            are beside those of the history.
+    """
+    index = _index_of(item_ids)
+    for name in history:
+        if name not in index:
+            raise ValueError(
+                f"item {name!r} of the history is none of the model's {len(index)} items"
+            )
+    if not history:
+        raise ValueError("the history is empty, must name at least one item")
+    items = np.array([index[name] for name in history], np.int32)
+    known = np.array(list(dict.fromkeys(items.tolist())), np.int32)
+    most = len(index) - len(known)
+    if not 1 <= k <= most:
+        raise ValueError(
+            f"k={k} must be from 1 to {most}: there are {len(index)} items, {len(known)} of them "
+            "in the history"
+        )
+    return items, known
 
 
 def _search(

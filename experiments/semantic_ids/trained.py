@@ -12,6 +12,7 @@ from recipe_kernels import attention
 from experiments.semantic_ids.datasets import Dataset
 from experiments.semantic_ids.generative_task import generative_scorer
 from experiments.semantic_ids.protocol import Scorer
+from experiments.semantic_ids.questions import knows_questions
 from experiments.semantic_ids.sasrec_task import sasrec_scorer
 from recipe_jax.functional import Params, PureModule, abstract
 from recipe_jax.huggingface import ModelFolderError, load_module, make_module, save_module
@@ -84,9 +85,9 @@ def load_recommender(run: Path) -> Recommender:
     folder = run if (run / "model.safetensors").is_file() else run / "model"
     found = load_module(folder)
     hashes, ids = found.config.get("sha256", {}), None
-    content = _read_own(folder / "items.json", hashes.get("items.json"))
+    content = read_own(folder / "items.json", hashes.get("items.json"))
     if "ids.npz" in hashes:
-        _read_own(folder / "ids.npz", hashes["ids.npz"])
+        read_own(folder / "ids.npz", hashes["ids.npz"])
         ids = read_ids(folder / "ids.npz")
     fn, _ = abstract(lambda: attending(found.model_type, found.cfg))
     learned = bool(found.config.get("learned_validation"))
@@ -94,8 +95,16 @@ def load_recommender(run: Path) -> Recommender:
     return Recommender(found.model_type, fn, found.params, items, ids, learned)
 
 
-def _read_own(path: Path, sha256: str | None) -> bytes:
-    """The content of a file of a model folder, which must be that of the model."""
+def read_own(path: Path, sha256: str | None) -> bytes:
+    """The content of a file of a model folder, which must be that of the model.
+
+    Args:
+        path: the file.
+        sha256: its hash, as the model was saved with it.
+
+    Raises:
+        ModelFolderError: no such file, or another one.
+    """
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -146,10 +155,18 @@ def load_scorers(runs: Sequence[Path], dataset: Dataset, *, may_know: bool) -> T
 
     Raises:
         ValueError: a model of other items, or one that learned what it is to be asked.
+        DataError: a broken file of a language model.
         ModelFolderError: no model there.
     """
     found = TrainedScorers({}, {})
     for run in runs:
+        if knows_questions(run):
+            from experiments.semantic_ids import language_recommending as language
+
+            model = language.load_language_recommender(run)
+            scorer = language.history_scorer(model, dataset.item_ids)
+            found.of_training.setdefault("language", []).append(scorer)
+            continue
         recommender = load_recommender(run)
         check_items(recommender, dataset, run)
         if recommender.learned_validation and not may_know:

@@ -3,9 +3,11 @@
 Needs the extra `[language]`.
 """
 
+import copy
 import os
 import struct
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +118,34 @@ def load_llama2c_tokenizer(path: Path | str) -> PreTrainedTokenizerFast:
         eos_token=end,
         chat_template=PLAIN_CHAT_TEMPLATE,
     )
+
+
+def with_words(tokenizer: Any, words: Sequence[str]) -> tuple[Any, int]:
+    """A tokenizer that reads each of these words as one token, and the first one's number.
+
+    Wherever a word stands in a text, with or without spaces around it, it is this token; the
+    others follow the first in order.
+
+    Args:
+        tokenizer: a fast tokenizer of the transformers library, which stays as it is.
+        words: new ones, each once.
+
+    Raises:
+        ModelFolderError: a word that the tokenizer has, or one given twice.
+    """
+    grown, first = copy.deepcopy(tokenizer), len(tokenizer)
+    known = set(tokenizer.get_vocab())
+    for word in words:
+        if word in known:
+            raise ModelFolderError(f"the tokenizer has the word {word!r} already: it must be new")
+        known.add(word)
+    grown.add_tokens([AddedToken(word, normalized=False) for word in words])
+    numbers = grown.convert_tokens_to_ids(list(words))
+    if numbers != list(range(first, first + len(words))):
+        raise ModelFolderError(
+            f"the tokenizer numbers {len(words)} new words from {numbers[:1]} on, not from {first}"
+        )
+    return grown, first
 
 
 def tokenizer_files(tokenizer: Any) -> dict[str, bytes]:

@@ -14,6 +14,7 @@ from recipe_jax.huggingface.tokenizers import (
     load_llama2c_tokenizer,
     load_tokenizer,
     tokenizer_files,
+    with_words,
 )
 
 TEXTS = (
@@ -137,3 +138,19 @@ def test_no_code_of_a_folder_is_run(tmp_path, monkeypatch):
     with pytest.raises(ModelFolderError, match=r"its tokenizer cannot be read .*custom code"):
         load_tokenizer(tmp_path)
     assert not (tmp_path / "ran").exists()
+
+
+def test_new_words_are_one_token_wherever_they_stand(tmp_path):
+    tokenizer = load_llama2c_tokenizer(write_tokenizer(tmp_path / "tokenizer.bin"))
+    known = tokenizer.get_vocab()
+    grown, first = with_words(tokenizer, ["[SEM_0_1]", "[SEM_0_10]", "[REC]"])
+    assert first == len(known) and tokenizer.get_vocab() == known
+    text = "the cat[SEM_0_10][SEM_0_1] sat [REC]"
+    numbers = grown(text, add_special_tokens=False)["input_ids"]
+    assert [n for n in numbers if n >= first] == [first + 1, first, first + 2]
+    assert grown.decode(numbers).replace("  ", " ") == text
+    plain = "the cat sat. [SEM_0_2]"
+    assert grown(plain)["input_ids"] == tokenizer(plain)["input_ids"]
+    for words in (["[REC]", "[REC]"], [" the".replace(" ", "▁")]):
+        with pytest.raises(ModelFolderError, match=r"has the word .* already: it must be new"):
+            with_words(tokenizer, words)
