@@ -113,7 +113,8 @@ def test_histories_that_cannot_be_answered_are_refused(
         return refused(capsys, "recommend", "--run", learned, *arguments)
 
     assert "item 'x' of the history is none of the model's 30 items" in said("--history", "x")
-    assert "the history is empty" in said("--history")
+    assert "give either --history, of one item at least, or --query" in said("--history")
+    assert "--query is for a language model of tune" in said("--query", "soap")
     line = said("--history", "i1", "i2", "i1", "--k", "29")
     assert "k=29 must be from 1 to 28: there are 30 items, 2 of them in the history" in line
     assert "--k 0 must be at least 1" in said("--history", "i1", "--k", "0")
