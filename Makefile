@@ -13,7 +13,7 @@ demo: $(INSTALLED)
 	$(BIN)/python -m experiments.recipes demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -q -n 2
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
