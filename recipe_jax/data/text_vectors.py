@@ -18,6 +18,9 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from recipe_jax.data.array_files import read_arrays
 from recipe_jax.data.files import DataError, replace_file
 
+WORD = r"\b\w+\b"
+"""What a word is, as scikit-learn takes it: a run of letters and digits; case is lost before."""
+
 _FORMAT = 1
 _ROUNDING = 1e-5
 """Projections of unit vectors that are shorter than this are errors of float32."""
@@ -184,7 +187,7 @@ def load_text_vectors(path: Path) -> TextVectors:
 def _make_vectorizer(cfg: TextVectorsConfig, **options: Any) -> TfidfVectorizer:
     return TfidfVectorizer(
         ngram_range=(1, cfg.max_words),
-        token_pattern=r"\b\w+\b",
+        token_pattern=WORD,
         sublinear_tf=True,
         dtype=np.float32,  # pyright: ignore[reportArgumentType]
         **options,
