@@ -75,9 +75,9 @@ def read_catalogue(
             yield (
                 row,
                 _identifier(values[id_field], f"{place}: {id_field}"),
-                [_joined(values[field], ", ", f"{place}: {field}") for field in text_fields],
+                [joined(values[field], ", ", f"{place}: {field}") for field in text_fields],
                 [
-                    _joined(values[field], LIST_SEPARATOR, f"{place}: {field}")
+                    joined(values[field], LIST_SEPARATOR, f"{place}: {field}")
                     for field in attribute_fields
                 ],
             )
@@ -163,6 +163,30 @@ def catalogue_fingerprint(ids: Iterable[str], texts: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
+def joined(value: Any, separator: str, place: str) -> str:
+    """The values of a field that are not empty, each in one line.
+
+    Args:
+        value: a string, a whole number, a list of these, or null.
+        separator: between them.
+        place: file, row and field, for messages.
+
+    Raises:
+        DataError: a value of another type, or one that is no UTF-8.
+    """
+    parts = []
+    for part in value if isinstance(value, list) else [value]:
+        if isinstance(part, bool) or not isinstance(part, str | int | None):
+            raise DataError(
+                f"{place}={value!r:.60} must be a string, a whole number, a list of these, or null"
+            )
+        if part is not None and (words := str(part).split()):
+            parts.append(" ".join(words))
+    text = separator.join(parts)
+    check_characters(place, text)
+    return text
+
+
 def _collect(
     path: Path,
     id_field: str,
@@ -203,18 +227,3 @@ def _identifier(value: Any, place: str) -> str:
     identifier = str(value).strip()
     check_characters(place, identifier)
     return identifier
-
-
-def _joined(value: Any, separator: str, place: str) -> str:
-    """The values of a field that are not empty, each in one line."""
-    parts = []
-    for part in value if isinstance(value, list) else [value]:
-        if isinstance(part, bool) or not isinstance(part, str | int | None):
-            raise DataError(
-                f"{place}={value!r:.60} must be a string, a whole number, a list of these, or null"
-            )
-        if part is not None and (words := str(part).split()):
-            parts.append(" ".join(words))
-    text = separator.join(parts)
-    check_characters(place, text)
-    return text
