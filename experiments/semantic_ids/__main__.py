@@ -13,6 +13,7 @@ COMMANDS = {
     "train": "train a recommender on users' histories",
     "choose": "choose the baselines' hyperparameters and their blend on validation",
     "recommend": "items for somebody whose history is given",
+    "search": "find items by text: every system ranks the whole catalogue for every query",
     "evaluate": "rank every item for every user: trained models and baselines in one table",
 }
 

@@ -1,13 +1,17 @@
 """Several recommenders as one: a weighted sum of their scores, brought to one scale."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float, Float32
 
 from experiments.semantic_ids.protocol import Scorer, item_bits
-from recipe_jax.data.interactions import Histories, Queries
+from recipe_jax.data.interactions import Queries
 from recipe_jax.metrics import ndcg_at_k, ranks_of_targets
+
+Question = TypeVar("Question")
+"""What scorers are asked: histories, or texts."""
 
 STEPS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
 """Weights that are tried for one recommender beside the others."""
@@ -20,7 +24,10 @@ def standardized(scores: Float[np.ndarray, "u n"]) -> Float32[np.ndarray, "u n"]
     return centred / np.where(deviation > 0, deviation, 1.0)
 
 
-def blend(scorers: Mapping[str, Scorer], weights: Mapping[str, float]) -> Scorer:
+def blend(
+    scorers: Mapping[str, Callable[[Question], Float[np.ndarray, "u n"]]],
+    weights: Mapping[str, float],
+) -> Callable[[Question], Float32[np.ndarray, "u n"]]:
     """A weighted sum of standardized scores.
 
     Args:
@@ -34,9 +41,9 @@ def blend(scorers: Mapping[str, Scorer], weights: Mapping[str, float]) -> Scorer
     if missing:
         raise ValueError(f"the blend weighs {missing[0]!r}, must be among {sorted(scorers)}")
 
-    def score(histories: Histories) -> Float32[np.ndarray, "u n"]:
+    def score(asked: Question) -> Float32[np.ndarray, "u n"]:
         parts = (
-            weight * standardized(scorers[name](histories))
+            weight * standardized(scorers[name](asked))
             for name, weight in weights.items()
             if weight
         )
@@ -72,7 +79,7 @@ def choose_weights(
     scores = {name: standardized(score(queries.histories)) for name, score in scorers.items()}
     excluded = item_bits(queries.histories, num_items)
 
-    first, *others = scorers
+    first = next(iter(scorers))
 
     def reached(weights: Mapping[str, float]) -> float:
         total = np.zeros_like(scores[first])
@@ -80,6 +87,23 @@ def choose_weights(
             total += weight * scores[name]
         return float(ndcg_at_k(ranks_of_targets(total, queries.targets, excluded), 10).mean())
 
+    return ascend(list(scorers), reached, rounds=rounds)
+
+
+def ascend(
+    names: Sequence[str], reached: Callable[[Mapping[str, float]], float], *, rounds: int = 3
+) -> tuple[dict[str, float], float]:
+    """Coordinate ascent over weights, each of `STEPS`, from the first name alone.
+
+    Args:
+        names: what is weighed; the first one's weight stays 1.
+        reached: by weights of these names; higher is better.
+        rounds: how often each weight is looked at again.
+
+    Returns:
+        The weights and what they reach; of equal ones the least.
+    """
+    first, *others = names
     weights = {first: 1.0} | dict.fromkeys(others, 0.0)
     best = reached(weights)
     for _ in range(rounds):

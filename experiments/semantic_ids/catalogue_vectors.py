@@ -2,12 +2,14 @@
 
 import hashlib
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32
 
+from experiments.semantic_ids.text_queries import titles_held_out
 from recipe_jax.data.array_files import read_arrays, read_vectors
 from recipe_jax.data.catalogues import (
     Catalogue,
@@ -18,11 +20,17 @@ from recipe_jax.data.catalogues import (
     recipe_catalogue,
 )
 from recipe_jax.data.files import DataError
+from recipe_jax.data.pantrypilot import read_pantrypilot
 from recipe_jax.data.text_vectors import TextVectorsConfig, fit_text_vectors
 from recipe_jax.data.vector_cache import cached_vectors
 
-SHARED = {"beauty": beauty_catalogue, "recipes": recipe_catalogue}
-"""Catalogues that `$RECIPE_JAX_DATA` holds."""
+SHARED: Mapping[str, Callable[[Path], Catalogue]] = {
+    "beauty": beauty_catalogue,
+    "recipes": recipe_catalogue,
+    "recipe-titles": lambda folder: titles_held_out(recipe_catalogue(folder)),
+    "pantrypilot": lambda folder: read_pantrypilot(folder).items,
+}
+"""Catalogues that `$RECIPE_JAX_DATA` holds; the last two are those that `search` asks of."""
 
 
 class ItemVectors(NamedTuple):
@@ -49,7 +57,7 @@ def read_items(
     """A catalogue in the order of its file.
 
     Args:
-        catalogue: `beauty` or `recipes`, from `$RECIPE_JAX_DATA`, or the path of a table.
+        catalogue: one of `SHARED`, from `$RECIPE_JAX_DATA`, or the path of a table.
         id_field: of a table of one's own, as `read_catalogue` takes it.
         text_fields: of a table of one's own.
         attribute_fields: of a table of one's own.

@@ -1,0 +1,182 @@
+"""Find items by text: every system ranks the whole catalogue for every query, in one table.
+
+python -m experiments.semantic_ids search --task recipe-titles --split test
+
+With `--choose` hyperparameters are chosen on validation and written to a record, which every other
+call reads.  The last line on stdout is one JSON object.
+"""
+
+import dataclasses
+import itertools
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from experiments.commands import check_least, check_seed
+from experiments.record import command_line, make_record, write_record
+from experiments.semantic_ids.blending import ascend, blend
+from experiments.semantic_ids.text_baselines import (
+    TextChoices,
+    as_json,
+    blended,
+    choices_path,
+    encoded_texts,
+    fit_nearest_texts,
+    fit_text_baselines,
+    read_text_choices,
+)
+from experiments.semantic_ids.text_queries import (
+    SplitName,
+    TaskName,
+    TextQueries,
+    TextScorer,
+    read_text_queries,
+    text_metrics,
+    text_ranks,
+)
+from recipe_jax.data.bm25 import Bm25Config, fit_bm25
+from recipe_jax.metrics import ndcg_at_k
+
+K1S = (0.3, 0.6, 1.2, 2.4)
+BS = (0.0, 0.25, 0.5, 0.75, 1.0)
+DIMS = (64, 128, 256, 512)
+METRICS = ("recall_at_1", "recall_at_5", "recall_at_10", "mrr", "ndcg_at_10")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags:
+    """What is asked.
+
+    Attributes:
+        task: recipe-titles asks for recipes by titles that were taken from them; of PantryPilot's
+            recipes, requests ask by people's sentences, pantries by lists of foods and wishes.
+        split: which part is asked; choose on validation, look at test once.
+        queries: at most so many, a random sample.
+        seed: of the sample.
+        encoder: the folder of a sentence encoder, for one system more.
+        choose: choose hyperparameters and weights of a blend on validation and record them.
+        choices: the record of --choose; that of the task among the project's records if not given.
+        record: write the results to this file.
+    """
+
+    task: TaskName = "recipe-titles"
+    split: SplitName = "validation"
+    queries: int = 2000
+    seed: int = 0
+    encoder: Path | None = None
+    choose: bool = False
+    choices: Path | None = None
+    record: Path | None = None
+
+    def __post_init__(self) -> None:
+        check_least(self, queries=2)
+        check_seed(self.seed)
+        if self.choose and self.split == "test":
+            raise ValueError("--choose looks at validation alone: leave --split test to the end")
+
+
+def run(flags: Flags) -> dict[str, Any]:
+    """Choose, or score; print, write the record."""
+    asked = read_text_queries(
+        flags.task, split=flags.split, num_queries=flags.queries, seed=flags.seed
+    )
+    print(
+        f"data: {len(asked.queries)} queries of {flags.task}, {flags.split}, "
+        f"{len(asked.items.ids)} items",
+        file=sys.stderr,
+    )
+    choices_file = flags.choices or choices_path(flags.task)
+    about = {
+        "task": flags.task,
+        "split": flags.split,
+        "num_items": len(asked.items.ids),
+        "items": asked.items.fingerprint,
+        "num_left_out": asked.num_left_out,
+    }
+    if flags.choose:
+        choices, reached, sweep = choose(asked, flags.encoder)
+        headline = {**about, "n": len(asked.queries), "ndcg_at_10": reached}
+        headline["choices"] = as_json(choices)
+        write(flags, choices_file, {**headline, "sweep": sweep})
+        return headline
+    choices = read_text_choices(choices_file)
+    scorers = fit_text_baselines(asked.items.texts, choices, encoder=flags.encoder)
+    rows = score_all({**scorers, "blend": blended(scorers, choices)}, asked)
+    print_scores(f"{flags.task}, {flags.split}, {len(asked.items.ids)} items", rows)
+    headline = {**about, **rows["blend"], "choices": as_json(choices)}
+    headline["baselines"] = {name: found for name, found in rows.items() if name != "blend"}
+    if flags.record is not None:
+        write(flags, flags.record, headline)
+    return headline
+
+
+def write(flags: Flags, path: Path, results: Mapping[str, Any]) -> None:
+    """A record of the command and what it found."""
+    command = command_line("experiments.semantic_ids search", flags, always=("task", "queries"))
+    write_record(path, make_record(command, seed=flags.seed, **results))
+
+
+def score_all(scorers: Mapping[str, TextScorer], asked: TextQueries) -> dict[str, dict[str, Any]]:
+    """Metrics of every system by name."""
+    return {name: text_metrics(text_ranks(score, asked)) for name, score in scorers.items()}
+
+
+def choose(
+    asked: TextQueries, encoder: Path | None
+) -> tuple[TextChoices, float, list[dict[str, Any]]]:
+    """The settings with the highest NDCG at 10, each system's by itself, and then the weights.
+
+    Returns:
+        The choices, what their blend reaches, and everything that was tried.
+    """
+    texts, sweep = asked.items.texts, []
+
+    def reached(name: str, score: TextScorer, **values: Any) -> float:
+        ndcg = float(ndcg_at_k(text_ranks(score, asked), 10).mean())
+        sweep.append({"name": name, **values, "ndcg_at_10": ndcg})
+        print(f"tried: {sweep[-1]}", file=sys.stderr)
+        return ndcg
+
+    def best(
+        name: str, fit: Callable[..., TextScorer], settings: list[dict[str, Any]]
+    ) -> dict[str, Any]:
+        return max(settings, key=lambda setting: reached(name, fit(**setting), **setting))
+
+    words = best(
+        "bm25",
+        lambda k1, b: fit_bm25(texts, Bm25Config(k1=k1, b=b)).scores,
+        [{"k1": k1, "b": b} for k1, b in itertools.product(K1S, BS)],
+    )
+    width = best(
+        "nearest_texts",
+        lambda dim: fit_nearest_texts(texts, dim=dim).scores,
+        [{"dim": dim} for dim in DIMS],
+    )
+    scorers = {
+        "bm25": fit_bm25(texts, Bm25Config(**words)).scores,
+        "nearest_texts": fit_nearest_texts(texts, **width).scores,
+    }
+    if encoder is not None:
+        scorers["nearest_sentences"] = encoded_texts(texts, encoder).scores
+    weights, ndcg = ascend(
+        list(scorers),
+        lambda weights: reached("blend", blend(scorers, weights), weights=dict(weights)),
+        rounds=1 if len(scorers) == 2 else 3,
+    )
+    return TextChoices(**words, **width, blend=weights), ndcg, sweep
+
+
+def print_scores(title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
+    """A table on stderr: a row for each system."""
+    table = Table(title=title)
+    for column in ("", *METRICS, "interval of recall_at_10", "n"):
+        table.add_column(column, justify="right" if column in METRICS else "left")
+    for name, found in rows.items():
+        low, high = found["recall_at_10_interval"]
+        figures = (f"{found[metric]:.4f}" for metric in METRICS)
+        table.add_row(name, *figures, f"{low:.4f} to {high:.4f}", str(found["n"]))
+    Console(stderr=True, width=140).print(table)
