@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32
 
-from experiments.semantic_ids.text_queries import titles_held_out
+from experiments.semantic_ids.text_queries import without_titles
 from recipe_jax.data.array_files import read_arrays, read_vectors
 from recipe_jax.data.catalogues import (
     Catalogue,
@@ -27,7 +27,7 @@ from recipe_jax.data.vector_cache import cached_vectors
 SHARED: Mapping[str, Callable[[Path], Catalogue]] = {
     "beauty": beauty_catalogue,
     "recipes": recipe_catalogue,
-    "recipe-titles": lambda folder: titles_held_out(recipe_catalogue(folder)),
+    "recipe-titles": lambda folder: without_titles(recipe_catalogue(folder)),
     "pantrypilot": lambda folder: read_pantrypilot(folder).items,
 }
 """Catalogues that `$RECIPE_JAX_DATA` holds; the last two are those that `search` asks of."""

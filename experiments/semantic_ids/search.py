@@ -9,9 +9,9 @@ call reads.  The last line on stdout is one JSON object.
 import dataclasses
 import itertools
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from rich.console import Console
 from rich.table import Table
@@ -20,11 +20,12 @@ from experiments.commands import check_least, check_seed
 from experiments.record import command_line, make_record, write_record
 from experiments.semantic_ids.blending import ascend, blend
 from experiments.semantic_ids.text_baselines import (
+    ExpandedBm25,
     TextChoices,
     as_json,
     blended,
     choices_path,
-    encoded_texts,
+    fit_expanded_bm25,
     fit_nearest_texts,
     fit_text_baselines,
     read_text_choices,
@@ -41,9 +42,14 @@ from experiments.semantic_ids.text_queries import (
 from recipe_jax.data.bm25 import Bm25Config, fit_bm25
 from recipe_jax.metrics import ndcg_at_k
 
-K1S = (0.3, 0.6, 1.2, 2.4)
-BS = (0.0, 0.25, 0.5, 0.75, 1.0)
-DIMS = (64, 128, 256, 512)
+K1S = (0.15, 0.3, 0.6, 1.2)
+BS = (0.25, 0.5, 0.75, 1.0)
+DIMS = (128, 512)
+NEIGHBOURS = (10, 30, 100)
+EXPANSIONS = (0.1, 0.3, 1.0)
+Fit: TypeAlias = Callable[..., TextScorer]
+"""Settings to a system that has them."""
+
 METRICS = ("recall_at_1", "recall_at_5", "recall_at_10", "mrr", "ndcg_at_10")
 
 
@@ -104,7 +110,7 @@ def run(flags: Flags) -> dict[str, Any]:
         write(flags, choices_file, {**headline, "sweep": sweep})
         return headline
     choices = read_text_choices(choices_file)
-    scorers = fit_text_baselines(asked.items.texts, choices, encoder=flags.encoder)
+    scorers = fit_text_baselines(asked, choices, encoder=flags.encoder)
     rows = score_all({**scorers, "blend": blended(scorers, choices)}, asked)
     print_scores(f"{flags.task}, {flags.split}, {len(asked.items.ids)} items", rows)
     headline = {**about, **rows["blend"], "choices": as_json(choices)}
@@ -141,33 +147,52 @@ def choose(
         print(f"tried: {sweep[-1]}", file=sys.stderr)
         return ndcg
 
-    def best(
-        name: str, fit: Callable[..., TextScorer], settings: list[dict[str, Any]]
-    ) -> dict[str, Any]:
+    def best(name: str, fit: Fit, **values: Sequence[Any]) -> dict[str, Any]:
+        settings = [
+            dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())
+        ]
         return max(settings, key=lambda setting: reached(name, fit(**setting), **setting))
 
-    words = best(
-        "bm25",
-        lambda k1, b: fit_bm25(texts, Bm25Config(k1=k1, b=b)).scores,
-        [{"k1": k1, "b": b} for k1, b in itertools.product(K1S, BS)],
-    )
-    width = best(
-        "nearest_texts",
-        lambda dim: fit_nearest_texts(texts, dim=dim).scores,
-        [{"dim": dim} for dim in DIMS],
-    )
-    scorers = {
-        "bm25": fit_bm25(texts, Bm25Config(**words)).scores,
-        "nearest_texts": fit_nearest_texts(texts, **width).scores,
-    }
-    if encoder is not None:
-        scorers["nearest_sentences"] = encoded_texts(texts, encoder).scores
+    chosen = best("bm25", lambda **it: fit_bm25(texts, Bm25Config(**it)).scores, k1=K1S, b=BS)
+    chosen |= best("nearest_texts", lambda **it: fit_nearest_texts(texts, **it).scores, dim=DIMS)
+    choices = TextChoices(**chosen)
+    if asked.known.queries:
+        choices = dataclasses.replace(choices, **choose_expansion(asked, choices, best))
+    scorers = fit_text_baselines(asked, choices, encoder=encoder)
+    del scorers["bm25_as_usual"]
+    alone = {name: reached(name, score) for name, score in scorers.items()}
     weights, ndcg = ascend(
-        list(scorers),
+        sorted(alone, key=lambda name: -alone[name]),
         lambda weights: reached("blend", blend(scorers, weights), weights=dict(weights)),
-        rounds=1 if len(scorers) == 2 else 3,
+        rounds=2,
     )
-    return TextChoices(**words, **width, blend=weights), ndcg, sweep
+    return dataclasses.replace(choices, blend=weights), ndcg, sweep
+
+
+def choose_expansion(
+    asked: TextQueries, choices: TextChoices, best: Callable[..., dict[str, Any]]
+) -> dict[str, Any]:
+    """How expanded queries are scored, then how far they are expanded.
+
+    Args:
+        asked: queries of validation.
+        choices: where to begin.
+        best: tries every setting of a system, and returns the best.
+    """
+    fitted, texts = fit_expanded_bm25(asked, choices), asked.items.texts
+
+    def scored(expanded_k1: float, expanded_b: float) -> ExpandedBm25:
+        settings = Bm25Config(k1=expanded_k1, b=expanded_b)
+        return dataclasses.replace(fitted, items=fit_bm25(texts, settings))
+
+    chosen = best("bm25_expanded", lambda **it: scored(**it).scores, expanded_k1=K1S, expanded_b=BS)
+    scoring = scored(**chosen)
+    return chosen | best(
+        "bm25_expanded",
+        lambda **it: dataclasses.replace(scoring, **it).scores,
+        num_neighbours=NEIGHBOURS,
+        expansion=EXPANSIONS,
+    )
 
 
 def print_scores(title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:

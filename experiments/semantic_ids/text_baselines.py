@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 from jaxtyping import Float32, Int
 
 from experiments.semantic_ids.blending import blend
 from experiments.semantic_ids.choices import RECORDS
-from experiments.semantic_ids.text_queries import TaskName, TextScorer
-from recipe_jax.data.bm25 import Bm25Config, fit_bm25
+from experiments.semantic_ids.text_queries import TaskName, TextQueries, TextScorer
+from recipe_jax.data.bm25 import Bm25, Bm25Config, WordMatrix, fit_bm25
 from recipe_jax.data.files import DataError
 from recipe_jax.data.text_vectors import TextVectorsConfig, fit_text_vectors
 from recipe_jax.data.vector_cache import cached_vectors
@@ -20,20 +21,28 @@ from recipe_jax.data.vector_cache import cached_vectors
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextChoices:
-    """Hyperparameters.
+    """Hyperparameters.  The defaults are those chosen for PantryPilot's recipes.
 
     Attributes:
         k1: of BM25.
         b: of BM25.
         dim: width of vectors of texts.
+        expanded_k1: of BM25 for queries that were expanded, which are long.
+        expanded_b: the same.
+        num_neighbours: known queries that a new one is expanded by.
+        expansion: weight of their items' words beside the query's own.
         blend: weights of standardized scores.
     """
 
-    k1: float = 1.2
+    k1: float = 0.6
     b: float = 0.75
-    dim: int = 512
+    dim: int = 128
+    expanded_k1: float = 0.3
+    expanded_b: float = 1.0
+    num_neighbours: int = 30
+    expansion: float = 0.3
     blend: Mapping[str, float] = dataclasses.field(
-        default_factory=lambda: {"bm25": 1.0, "nearest_texts": 0.5}
+        default_factory=lambda: {"bm25": 1.0, "nearest_texts": 1.0}
     )
 
 
@@ -90,21 +99,76 @@ def encoded_texts(texts: Sequence[str], encoder: Path) -> NearestTexts:
     return nearest_texts(encode, kept.vectors)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class ExpandedBm25:
+    """BM25 of a query and of the items that similar known queries were for.
+
+    Relevance feedback (Rocchio 1971) from the nearest neighbours among known queries: what a system
+    can do that learns from the same pairs of query and item, without a model.
+
+    Attributes:
+        items: BM25 of the items' texts.
+        known: BM25 of the known queries.
+        words: a row for each known query: which words its item has.
+        num_neighbours: so many known queries are read.
+        expansion: weight of their items' words, which are the mean over them by their scores.
+    """
+
+    items: Bm25
+    known: Bm25
+    words: WordMatrix
+    num_neighbours: int
+    expansion: float
+
+    def scores(self, queries: Sequence[str]) -> Float32[np.ndarray, "u n"]:
+        """The score of every item for each query."""
+        similar = self.known.scores(queries)
+        nearest = np.argsort(-similar, axis=1, kind="stable")[:, : self.num_neighbours]
+        weights = np.take_along_axis(similar, nearest, axis=1)
+        weights /= np.maximum(weights.sum(axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        rows = np.repeat(np.arange(len(queries)), nearest.shape[1])
+        neighbours = scipy.sparse.csr_array(
+            (self.expansion * weights.ravel(), (rows, nearest.ravel())), similar.shape
+        )
+        return self.items.scores_of_counts(self.items.counts(queries) + neighbours @ self.words)
+
+
+def fit_expanded_bm25(asked: TextQueries, choices: TextChoices) -> ExpandedBm25:
+    """BM25 with the words that belong to the words of known queries.
+
+    Raises:
+        ValueError: no known queries.
+    """
+    items = fit_bm25(asked.items.texts, Bm25Config(k1=choices.expanded_k1, b=choices.expanded_b))
+    words = items.counts([asked.items.texts[row] for row in asked.known.targets.tolist()])
+    words.data = np.ones_like(words.data)
+    return ExpandedBm25(
+        items=items,
+        known=fit_bm25(asked.known.queries),
+        words=words,
+        num_neighbours=choices.num_neighbours,
+        expansion=choices.expansion,
+    )
+
+
 def fit_text_baselines(
-    texts: Sequence[str], choices: TextChoices, *, encoder: Path | None = None
+    asked: TextQueries, choices: TextChoices, *, encoder: Path | None = None
 ) -> dict[str, TextScorer]:
     """Every baseline by name: what a blend may weigh, and BM25 with its usual settings.
 
     Args:
-        texts: of the items.
+        asked: items, and known queries if there are any: what is asked is not looked at.
         choices: hyperparameters.
         encoder: the folder of a sentence encoder, for one baseline more.
     """
+    texts = asked.items.texts
     found: dict[str, TextScorer] = {
+        "bm25_as_usual": fit_bm25(texts).scores,
         "bm25": fit_bm25(texts, Bm25Config(k1=choices.k1, b=choices.b)).scores,
         "nearest_texts": fit_nearest_texts(texts, dim=choices.dim).scores,
-        "bm25_as_usual": fit_bm25(texts).scores,
     }
+    if asked.known.queries:
+        found["bm25_expanded"] = fit_expanded_bm25(asked, choices).scores
     if encoder is not None:
         found["nearest_sentences"] = encoded_texts(texts, encoder).scores
     return found

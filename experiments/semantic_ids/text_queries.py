@@ -5,6 +5,7 @@ for it; others may answer it as well, so a recall of 1 is out of reach and what 
 system is ahead.
 """
 
+import collections
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,6 +34,8 @@ SplitName: TypeAlias = Literal["validation", "test"]
 
 CUTOFFS = (1, 5, 10)
 
+_NONE = Asked((), np.zeros(0, np.int64))
+
 
 class TextQueries(NamedTuple):
     """What is asked, of what.
@@ -42,6 +45,7 @@ class TextQueries(NamedTuple):
         items: all that a system may know of the items: what it indexes, and what codes are made of.
         queries: as text.
         targets: the item of each query, a row of `items`.
+        known: queries whose items may be learned from, none of them asked; may be empty.
         num_left_out: queries of the split that are not asked, and why.
     """
 
@@ -49,6 +53,7 @@ class TextQueries(NamedTuple):
     items: Catalogue
     queries: tuple[str, ...]
     targets: Int[np.ndarray, "u"]
+    known: Asked
     num_left_out: dict[str, int]
 
 
@@ -82,7 +87,7 @@ def read_text_queries(
             )
         asked: Asked = data.requests if task == "pantrypilot-requests" else data.pantries[split]
         left_out = {"recipe without ingredients, of either split": data.num_empty}
-        found = TextQueries(task, data.items, asked.queries, asked.targets, left_out)
+        found = TextQueries(task, data.items, *asked, _NONE, left_out)
     if num_queries is None or num_queries >= len(found.queries):
         return found
     drawn = np.random.default_rng(seed).permutation(len(found.queries))[:num_queries]
@@ -96,47 +101,55 @@ def title_queries(catalogue: Catalogue, *, split: SplitName) -> TextQueries:
     """Titles of the split's recipes, to be found by their ingredients.
 
     A title that another recipe has, too, is not asked: nothing in it says which of them is meant.
-    Nor is that of a recipe without ingredients, of which nothing else could be known.
+    Nor is that of a recipe without ingredients, of which nothing else could be known.  The titles
+    of recipes for training may be learned from.
 
     Args:
         catalogue: recipes whose texts begin with their attribute `title`.
-        split: one of `recipe_jax.data.recipes.split_of`.
+        split: of `recipe_jax.data.recipes.split_of`.
+    """
+    titles, items = catalogue.attributes["title"], without_titles(catalogue)
+    folded = [" ".join(title.lower().split()) for title in titles]
+    count = collections.Counter(folded)
+    rows: dict[str, list[int]] = {"asked": [], "known": []}
+    left_out = {"title of several recipes": 0, "recipe without ingredients": 0}
+    for row, name in enumerate(catalogue.ids):
+        part = split_of(name)
+        if part == "train":
+            rows["known"].append(row)
+        elif part == split and items.texts[row] == catalogue.texts[row]:
+            left_out["recipe without ingredients"] += 1
+        elif part == split and count[folded[row]] > 1:
+            left_out["title of several recipes"] += 1
+        elif part == split:
+            rows["asked"].append(row)
+    asked, known = (
+        Asked(tuple(titles[row] for row in kind), np.array(kind, np.int64))
+        for kind in rows.values()
+    )
+    return TextQueries("recipe-titles", items, *asked, known, left_out)
+
+
+def without_titles(catalogue: Catalogue) -> Catalogue:
+    """Recipes by their ingredients alone; titles stay as attributes of those for training.
+
+    Titles are in no text, not even in those of recipes for training: else what is asked is mostly
+    which recipe has no title (`experiments/LOG.md`).  For the same reason whether an item has the
+    attribute must not be used to find it.  A recipe without ingredients keeps its title as its
+    text, which is never empty.
     """
     titles = catalogue.attributes["title"]
-    items = titles_held_out(catalogue)
-    folded = [" ".join(title.lower().split()) for title in titles]
-    count: dict[str, int] = {}
-    for title in folded:
-        count[title] = count.get(title, 0) + 1
-    rows, left_out = [], {"title of several recipes": 0, "recipe without ingredients": 0}
-    for row, name in enumerate(catalogue.ids):
-        if split_of(name) != split:
-            continue
-        if items.attributes["title"][row]:
-            left_out["recipe without ingredients"] += 1
-        elif count[folded[row]] > 1:
-            left_out["title of several recipes"] += 1
-        else:
-            rows.append(row)
-    queries = tuple(titles[row] for row in rows)
-    return TextQueries("recipe-titles", items, queries, np.array(rows, np.int64), left_out)
-
-
-def titles_held_out(catalogue: Catalogue) -> Catalogue:
-    """Recipes without the titles of those for validation and for the test.
-
-    Recipes to learn from keep theirs.  So a title that is asked for competes with titles of other
-    recipes while its own recipe has ingredients alone; that a recipe has no title must not be used
-    to find it.  Without ingredients, a title stays: an item's text is never empty.
-    """
-    texts, titles = list(catalogue.texts), list(catalogue.attributes["title"])
-    for row, name in enumerate(catalogue.ids):
-        without = texts[row].removeprefix(titles[row] + FIELD_SEPARATOR)
-        if split_of(name) != "train" and without != texts[row]:
-            texts[row], titles[row] = without, ""
-    attributes = {**catalogue.attributes, "title": tuple(titles)}
+    texts = tuple(
+        text.removeprefix(title + FIELD_SEPARATOR)
+        for text, title in zip(catalogue.texts, titles, strict=True)
+    )
+    kept = (
+        title if split_of(name) == "train" else ""
+        for name, title in zip(catalogue.ids, titles, strict=True)
+    )
+    attributes = {**catalogue.attributes, "title": tuple(kept)}
     fingerprint = catalogue_fingerprint(catalogue.ids, texts)
-    return Catalogue(catalogue.ids, tuple(texts), attributes, fingerprint)
+    return Catalogue(catalogue.ids, texts, attributes, fingerprint)
 
 
 def text_ranks(

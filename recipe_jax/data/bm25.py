@@ -53,7 +53,14 @@ class Bm25:
         A word that a query repeats counts as often; one that no text has adds nothing.  Texts of
         the same words, each as often, have the same score to the last bit.
         """
-        counts: Any = self._counter.transform(queries)
+        return self.scores_of_counts(self.counts(queries))
+
+    def counts(self, texts: Sequence[str]) -> WordMatrix:
+        """How often each text has each of `terms`: a row for each text."""
+        return scipy.sparse.csr_array(self._counter.transform(texts))
+
+    def scores_of_counts(self, counts: WordMatrix) -> Float32[np.ndarray, "u n"]:
+        """The scores for queries that are given as weights of `terms`, whole numbers or not."""
         return (counts @ self.weights).toarray()
 
 
