@@ -26,7 +26,12 @@ def recipe_rows(count: int = 120) -> list[dict[str, Any]]:
             {
                 "id": f"r{number}",
                 "title": f"{food} {dish} number{number}",
-                "ingredients": [f"1 cup {FOODS[food]}", DISHES[dish], *extras, f"spice{number}"],
+                "ingredients": [
+                    f"1 cup {FOODS[food]}",
+                    f"1 cup {DISHES[dish]}",
+                    *extras,
+                    f"spice{number}",
+                ],
                 "tags": [],
                 "source": "made up",
             }

@@ -13,12 +13,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
+from jaxtyping import Float64
 from rich.console import Console
 from rich.table import Table
 
 from experiments.commands import check_least, check_seed
 from experiments.record import command_line, make_record, write_record
-from experiments.semantic_ids.blending import ascend, blend
+from experiments.semantic_ids.blending import ascend, standardized
 from experiments.semantic_ids.text_baselines import (
     ExpandedBm25,
     TextChoices,
@@ -107,7 +109,7 @@ def run(flags: Flags) -> dict[str, Any]:
         choices, reached, sweep = choose(asked, flags.encoder)
         headline = {**about, "n": len(asked.queries), "ndcg_at_10": reached}
         headline["choices"] = as_json(choices)
-        write(flags, choices_file, {**headline, "sweep": sweep})
+        write(dataclasses.replace(flags, choices=None), choices_file, {**headline, "sweep": sweep})
         return headline
     choices = read_text_choices(choices_file)
     scorers = fit_text_baselines(asked, choices, encoder=flags.encoder)
@@ -141,8 +143,8 @@ def choose(
     """
     texts, sweep = asked.items.texts, []
 
-    def reached(name: str, score: TextScorer, **values: Any) -> float:
-        ndcg = float(ndcg_at_k(text_ranks(score, asked), 10).mean())
+    def record(name: str, ranks: Float64[np.ndarray, "u"], **values: Any) -> float:
+        ndcg = float(ndcg_at_k(ranks, 10).mean())
         sweep.append({"name": name, **values, "ndcg_at_10": ndcg})
         print(f"tried: {sweep[-1]}", file=sys.stderr)
         return ndcg
@@ -151,21 +153,25 @@ def choose(
         settings = [
             dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())
         ]
-        return max(settings, key=lambda setting: reached(name, fit(**setting), **setting))
+        return max(settings, key=lambda it: record(name, text_ranks(fit(**it), asked), **it))
 
-    chosen = best("bm25", lambda **it: fit_bm25(texts, Bm25Config(**it)).scores, k1=K1S, b=BS)
+    words = fit_bm25(texts)
+    chosen = best("bm25", lambda **it: words.with_settings(Bm25Config(**it)).scores, k1=K1S, b=BS)
     chosen |= best("nearest_texts", lambda **it: fit_nearest_texts(texts, **it).scores, dim=DIMS)
     choices = TextChoices(**chosen)
     if asked.known.queries:
         choices = dataclasses.replace(choices, **choose_expansion(asked, choices, best))
     scorers = fit_text_baselines(asked, choices, encoder=encoder)
     del scorers["bm25_as_usual"]
-    alone = {name: reached(name, score) for name, score in scorers.items()}
-    weights, ndcg = ascend(
-        sorted(alone, key=lambda name: -alone[name]),
-        lambda weights: reached("blend", blend(scorers, weights), weights=dict(weights)),
-        rounds=2,
-    )
+    tables = {name: standardized(score(asked.queries)) for name, score in scorers.items()}
+
+    def weighed(weights: Mapping[str, float]) -> float:
+        total = sum((weight * tables[name] for name, weight in weights.items()), np.float32(0))
+        ranks = text_ranks(lambda queries: total, asked, queries_at_once=len(total))
+        return record("blend", ranks, weights=dict(weights))
+
+    alone = {name: weighed({name: 1.0}) for name in tables}
+    weights, ndcg = ascend(sorted(alone, key=lambda name: -alone[name]), weighed)
     return dataclasses.replace(choices, blend=weights), ndcg, sweep
 
 
@@ -179,11 +185,11 @@ def choose_expansion(
         choices: where to begin.
         best: tries every setting of a system, and returns the best.
     """
-    fitted, texts = fit_expanded_bm25(asked, choices), asked.items.texts
+    fitted = fit_expanded_bm25(asked, choices)
 
     def scored(expanded_k1: float, expanded_b: float) -> ExpandedBm25:
         settings = Bm25Config(k1=expanded_k1, b=expanded_b)
-        return dataclasses.replace(fitted, items=fit_bm25(texts, settings))
+        return dataclasses.replace(fitted, items=fitted.items.with_settings(settings))
 
     chosen = best("bm25_expanded", lambda **it: scored(**it).scores, expanded_k1=K1S, expanded_b=BS)
     scoring = scored(**chosen)

@@ -123,13 +123,12 @@ class ExpandedBm25:
     def scores(self, queries: Sequence[str]) -> Float32[np.ndarray, "u n"]:
         """The score of every item for each query."""
         similar = self.known.scores(queries)
-        nearest = np.argsort(-similar, axis=1, kind="stable")[:, : self.num_neighbours]
-        weights = np.take_along_axis(similar, nearest, axis=1)
-        weights /= np.maximum(weights.sum(axis=1, keepdims=True), np.finfo(np.float32).tiny)
-        rows = np.repeat(np.arange(len(queries)), nearest.shape[1])
-        neighbours = scipy.sparse.csr_array(
-            (self.expansion * weights.ravel(), (rows, nearest.ravel())), similar.shape
-        )
+        for row in similar:
+            found = np.flatnonzero(row)
+            row[found[np.argsort(-row[found], kind="stable")[self.num_neighbours :]]] = 0.0
+        neighbours = scipy.sparse.csr_array(similar)
+        totals = neighbours.sum(axis=1)
+        neighbours.data *= self.expansion / np.repeat(totals, np.diff(neighbours.indptr))
         return self.items.scores_of_counts(self.items.counts(queries) + neighbours @ self.words)
 
 
@@ -140,7 +139,7 @@ def fit_expanded_bm25(asked: TextQueries, choices: TextChoices) -> ExpandedBm25:
         ValueError: no known queries.
     """
     items = fit_bm25(asked.items.texts, Bm25Config(k1=choices.expanded_k1, b=choices.expanded_b))
-    words = items.counts([asked.items.texts[row] for row in asked.known.targets.tolist()])
+    words = items.text_counts[asked.known.targets]
     words.data = np.ones_like(words.data)
     return ExpandedBm25(
         items=items,
@@ -162,9 +161,10 @@ def fit_text_baselines(
         encoder: the folder of a sentence encoder, for one baseline more.
     """
     texts = asked.items.texts
+    usual = fit_bm25(texts)
     found: dict[str, TextScorer] = {
-        "bm25_as_usual": fit_bm25(texts).scores,
-        "bm25": fit_bm25(texts, Bm25Config(k1=choices.k1, b=choices.b)).scores,
+        "bm25_as_usual": usual.scores,
+        "bm25": usual.with_settings(Bm25Config(k1=choices.k1, b=choices.b)).scores,
         "nearest_texts": fit_nearest_texts(texts, dim=choices.dim).scores,
     }
     if asked.known.queries:

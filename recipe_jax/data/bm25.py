@@ -40,10 +40,12 @@ class Bm25:
 
     Attributes:
         terms: the words of the texts, in alphabetical order.
+        text_counts: a row for each text, a column for each word: how often the one has the other.
         weights: a row for each word, a column for each text; zero where the text has not the word.
     """
 
     terms: tuple[str, ...]
+    text_counts: WordMatrix
     weights: WordMatrix
     _counter: CountVectorizer
 
@@ -63,6 +65,10 @@ class Bm25:
         """The scores for queries that are given as weights of `terms`, whole numbers or not."""
         return (counts @ self.weights).toarray()
 
+    def with_settings(self, cfg: Bm25Config) -> "Bm25":
+        """The same texts, weighed otherwise."""
+        return dataclasses.replace(self, weights=_weights(self.text_counts, cfg))
+
 
 def fit_bm25(texts: Sequence[str], cfg: Bm25Config = Bm25Config()) -> Bm25:
     """Count the words of texts (Robertson & Zaragoza 2009, doi:10.1561/1500000019, eq. 3.15).
@@ -79,21 +85,31 @@ def fit_bm25(texts: Sequence[str], cfg: Bm25Config = Bm25Config()) -> Bm25:
     Raises:
         ValueError: no text, or none that has a word.
     """
-    counter = CountVectorizer(token_pattern=WORD, dtype=np.float32)  # pyright: ignore[reportArgumentType]
+    counter = CountVectorizer(
+        token_pattern=WORD,
+        dtype=np.float32,  # pyright: ignore[reportArgumentType]
+    )
     try:
-        counts: Any = counter.fit_transform(texts)
+        counted: Any = counter.fit_transform(texts)
     except ValueError as error:  # an empty vocabulary
         raise ValueError(f"{len(texts)} texts hold no word, must hold one at least") from error
-    counts = scipy.sparse.csr_array(counts)
-    lengths = counts.sum(axis=1)
-    num_with = np.bincount(counts.indices, minlength=counts.shape[1])
-    inverse_frequencies = np.log1p((len(texts) - num_with + 0.5) / (num_with + 0.5))
-    slowness = cfg.k1 * (1 - cfg.b + cfg.b * lengths / lengths.mean())
-    row_of_entry = np.repeat(np.arange(len(texts)), np.diff(counts.indptr))
-    saturated = counts.data / (counts.data + slowness[row_of_entry])
-    counts.data = (saturated * inverse_frequencies[counts.indices]).astype(np.float32)
+    counts = scipy.sparse.csr_array(counted)
     return Bm25(
         terms=tuple(counter.get_feature_names_out()),
-        weights=scipy.sparse.csr_array(counts.T),
+        text_counts=counts,
+        weights=_weights(counts, cfg),
         _counter=counter,
     )
+
+
+def _weights(counts: WordMatrix, cfg: Bm25Config) -> WordMatrix:
+    num_texts, num_words = counts.shape
+    lengths = counts.sum(axis=1)
+    num_with = np.bincount(counts.indices, minlength=num_words)
+    inverse_frequencies = np.log1p((num_texts - num_with + 0.5) / (num_with + 0.5))
+    slowness = cfg.k1 * (1 - cfg.b + cfg.b * lengths / lengths.mean())
+    row_of_entry = np.repeat(np.arange(num_texts), np.diff(counts.indptr))
+    saturated = counts.data / (counts.data + slowness[row_of_entry])
+    added = (saturated * inverse_frequencies[counts.indices]).astype(np.float32)
+    weights = scipy.sparse.csr_array((added, counts.indices, counts.indptr), counts.shape)
+    return scipy.sparse.csr_array(weights.T)

@@ -34,6 +34,12 @@ def test_each_setting_does_what_it_is_called():
     assert with_lengths[1] > with_lengths[0] > with_lengths[2]  # the shortest first
 
 
+def test_other_settings_of_the_same_texts_are_those_of_another_fit():
+    cfg = Bm25Config(k1=0.4, b=0.2)
+    found = fit_bm25(TEXTS).with_settings(cfg).scores(QUERY_WORDS)
+    np.testing.assert_array_equal(found, fit_bm25(TEXTS, cfg).scores(QUERY_WORDS))
+
+
 def test_one_more_word_never_lowers_a_score():
     fitted = fit_bm25(TEXTS)
     scores = np.zeros(3, np.float32)

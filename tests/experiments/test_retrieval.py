@@ -13,7 +13,7 @@ from recipe_jax.semantic_ids import format_id, make_semantic_ids
 
 CATALOGUE = catalogue_of(recipe_rows())
 N = len(CATALOGUE.ids)
-FEW = TextChoices(dim=8)
+FEW = TextChoices(dim=8, blend={"bm25": 1.0, "nearest_texts": 0.5})
 
 
 @pytest.fixture(scope="module")

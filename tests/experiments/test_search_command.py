@@ -36,7 +36,7 @@ def small(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "K1S": (0.3, 1.2),
         "BS": (0.5,),
         "DIMS": (4, 8),
-        "NEIGHBOURS": (5,),
+        "NEIGHBOURS": (5, 30),
         "EXPANSIONS": (0.3, 1.0),
     }.items():
         monkeypatch.setattr(search, name, values)
