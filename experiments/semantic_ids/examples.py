@@ -35,8 +35,8 @@ class Flags:
     """What is asked of which items.
 
     Attributes:
-        catalogue: beauty or recipes, or a table of one's own: .jsonl, plain or compressed, or
-            .parquet.
+        catalogue: beauty, recipes, or recipe-titles and pantrypilot, which search asks of; or a
+            table of one's own: .jsonl, plain or compressed, or .parquet.
         id_field: of a table of one's own: what tells items apart.
         text_fields: of a table of one's own: what is known of an item in words.
         attribute_fields: of a table of one's own: more that templates may name.
