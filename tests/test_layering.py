@@ -15,6 +15,7 @@ ALLOWED = {
     "metrics": set(),
     "semantic_ids": set(),
     "prefix_index": {"semantic_ids"},
+    "reserved_places": set(),
     "plots": set(),
     "transformer_plots": {"plots"},
     "quantizer_plots": {"plots"},

@@ -214,6 +214,17 @@ def shuffled_ids(item_ids: Sequence[str], *, seed: int) -> tuple[str, ...]:
     return tuple(item_ids[int(place)] for place in order)
 
 
+def without_items(histories: Histories, left_out: Bool[np.ndarray, "n"]) -> Histories:
+    """The same users as if some items did not exist; those of whom nothing is left go, too.
+
+    Args:
+        histories: of items that `left_out` has an entry for.
+        left_out: whether each item of the catalogue goes.
+    """
+    kept = _keep(histories, ~left_out[histories.items])
+    return kept.select(np.flatnonzero(kept.lengths))
+
+
 def leave_last_out(histories: Histories) -> Split:
     """The last item of every user for the test, the one before it for validation.
 

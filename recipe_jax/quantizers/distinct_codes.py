@@ -14,7 +14,10 @@ from recipe_jax.quantizers.statistics import prefix_groups
 
 
 def encode_distinct(
-    quantizer: ModelQuantizer, vectors: Float[np.ndarray, "n d"]
+    quantizer: ModelQuantizer,
+    vectors: Float[np.ndarray, "n d"],
+    *,
+    taken: Int[np.ndarray, "m q"] | None = None,
 ) -> Int32[np.ndarray, "n q"]:
     """The codes of a whole catalogue, no two rows with the same while codes suffice.
 
@@ -27,6 +30,7 @@ def encode_distinct(
     Args:
         quantizer: gives codes and what its last level is given.
         vectors: the whole catalogue: codes depend on all of it.
+        taken: codes of items that were there before these, which keep them.
 
     Returns:
         The codes.  Of a prefix with more items than codes some items still share theirs.
@@ -36,10 +40,13 @@ def encode_distinct(
     """
     codes, rest = quantizer.encode_with_rest(vectors)
     codebook = quantizer.last_codebook
-    for rows in _colliding_prefixes(codes):
-        left = rest[rows, None].astype(np.float64) - codebook[None]
+    before = codes[:0] if taken is None else taken
+    for rows in _colliding_prefixes(np.concatenate([before, codes]).astype(np.int32)):
+        held, rows = rows[rows < len(before)], rows[rows >= len(before)] - len(before)
+        free = np.setdiff1d(np.arange(len(codebook)), before[held, -1])
+        left = rest[rows, None].astype(np.float64) - codebook[None, free]
         chosen, last = linear_sum_assignment(np.square(left).sum(axis=-1))
-        codes[rows[chosen], -1] = last
+        codes[rows[chosen], -1] = free[last]
     return codes
 
 

@@ -18,6 +18,7 @@ from recipe_jax.data.interactions import (
     read_histories,
     read_mealrec,
     shuffled_ids,
+    without_items,
 )
 
 IDS = ("a", "b", "c", "d", "e")
@@ -180,6 +181,18 @@ def test_order_decides_what_may_be_left_out():
         drawn(0, ordered=False).latest(3)
     with pytest.raises(DataError, match="none of 2 users has 3 items"):
         leave_last_out(histories_of(["a", "b"], [[0, 1], [2]], ordered=True))
+
+
+def test_what_is_left_out_is_in_no_history_and_all_else_is_in_its_place():
+    histories = drawn(4, ordered=True)
+    left_out = np.arange(40) % 3 != 0
+    kept = without_items(histories, left_out)
+    expected = {u: [i for i in items if i % 3 == 0] for u, items in rows_of(histories).items()}
+    assert rows_of(kept) == {user: items for user, items in expected.items() if items}
+    assert len(kept.users) < len(histories.users) and kept.ordered
+    nothing = without_items(histories, np.zeros(40, bool))
+    assert rows_of(nothing) == rows_of(histories)
+    assert len(without_items(histories, np.ones(40, bool)).users) == 0
 
 
 def test_shuffled_ids_are_the_same_ids():

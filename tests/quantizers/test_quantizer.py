@@ -129,6 +129,25 @@ def test_distinct_codes_differ_within_a_prefix_at_the_least_total_distance():
     assert total == pytest.approx(brute_force_least(distances.astype(np.float64)), rel=1e-5)
 
 
+def test_items_that_come_later_take_the_nearest_codes_that_are_free():
+    rows = VECTORS[:1] + 1e-3 * RNG.normal(size=(7, 6)).astype(np.float32)
+    taken = encode_distinct(QUANTIZER, rows[:3])
+    lonely = VECTORS[40:41]
+    found = encode_distinct(QUANTIZER, np.concatenate([rows[3:], lonely]), taken=taken)
+    nearest, rest = QUANTIZER.encode_with_rest(rows[3:])
+    np.testing.assert_array_equal(found[4], QUANTIZER.encode(lonely)[0])
+    assert code_statistics(np.concatenate([taken, found]), 8).collision_rate == 0.0
+    free = np.setdiff1d(np.arange(8), taken[taken[:, 0] == nearest[0, 0], 1])
+    distances = np.square(rest[:, None] - QUANTIZER.last_codebook[None]).sum(axis=-1)
+    total = distances[np.arange(4), found[:4, 1]].sum()
+    assert total == pytest.approx(
+        brute_force_least(distances[:, free].astype(np.float64)), rel=1e-5
+    )
+    # Where no code is left, the nearest is shared.
+    full = np.stack([np.full(8, nearest[0, 0]), np.arange(8)], axis=1)
+    np.testing.assert_array_equal(encode_distinct(QUANTIZER, rows[3:], taken=full), nearest)
+
+
 def test_with_more_items_than_codes_in_a_prefix_the_rest_share():
     rows = np.tile(VECTORS[:1], (11, 1))
     found = encode_distinct(QUANTIZER, rows)
