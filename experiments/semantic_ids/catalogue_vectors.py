@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32
 
 from experiments.semantic_ids.text_queries import without_titles
+from experiments.semantic_ids.datasets import new_items
 from recipe_jax.data.array_files import read_arrays, read_vectors
 from recipe_jax.data.catalogues import (
     Catalogue,
@@ -40,11 +41,19 @@ class ItemVectors(NamedTuple):
         ids: of the items.
         vectors: a row for each.
         fingerprint: hash of both.
+        is_new: items that nothing is fitted to.
     """
 
     ids: tuple[str, ...]
     vectors: Float32[np.ndarray, "n d"]
     fingerprint: str
+    is_new: Bool[np.ndarray, "n"]
+
+    @property
+    def known(self) -> "ItemVectors":
+        """All but the new ones."""
+        kept = np.flatnonzero(~self.is_new)
+        return _of_rows(tuple(self.ids[row] for row in kept), self.vectors[kept], self.is_new[kept])
 
 
 def read_items(
@@ -87,6 +96,7 @@ def item_vectors(
     encoder: Path | None = None,
     dim: int,
     seed: int,
+    split: bool = False,
 ) -> ItemVectors:
     """A vector for each item: given, by a sentence encoder, or by TF-IDF and an SVD.
 
@@ -97,10 +107,12 @@ def item_vectors(
             from there.
         dim: width of vectors without an encoder.
         seed: of the order.
+        split: whether one item in ten is new: TF-IDF and its SVD are fitted to the others' texts.
 
     Raises:
         DataError: a file that breaks a rule.
     """
+    is_new = new_items(items.ids) if split else np.zeros(len(items.ids), bool)
     if vectors is not None:
         rows = read_vectors(vectors, items.ids)
     elif encoder is not None:
@@ -114,23 +126,41 @@ def item_vectors(
             folder=encoder / "vectors",
         ).vectors
     else:
-        rows = fit_text_vectors(items.texts, TextVectorsConfig(dim=dim)).encode(items.texts)
-    return _shuffled(items.ids, rows, seed)
+        known = [text for text, new in zip(items.texts, is_new, strict=True) if not new]
+        rows = fit_text_vectors(known, TextVectorsConfig(dim=dim)).encode(items.texts)
+    return _shuffled(items.ids, rows, is_new, seed)
 
 
-def vectors_alone(path: Path, *, seed: int) -> ItemVectors:
+def vectors_alone(path: Path, *, seed: int, split: bool = False) -> ItemVectors:
     """A file of vectors without a catalogue: an item is called by its row.
+
+    Args:
+        path: the file.
+        seed: of the order.
+        split: whether one item in ten is new.
 
     Raises:
         DataError: a file that breaks a rule.
     """
     rows = next(iter(read_arrays(path).values()))
     ids = tuple(map(str, range(len(rows))))
-    return _shuffled(ids, read_vectors(path, ids), seed)
+    is_new = new_items(ids) if split else np.zeros(len(ids), bool)
+    return _shuffled(ids, read_vectors(path, ids), is_new, seed)
 
 
-def _shuffled(ids: tuple[str, ...], rows: Float32[np.ndarray, "n d"], seed: int) -> ItemVectors:
+def _shuffled(
+    ids: tuple[str, ...],
+    rows: Float32[np.ndarray, "n d"],
+    is_new: Bool[np.ndarray, "n"],
+    seed: int,
+) -> ItemVectors:
     order = random_order(len(ids), seed=seed)
-    ids, rows = tuple(ids[row] for row in order.tolist()), np.ascontiguousarray(rows[order])
+    ids = tuple(ids[row] for row in order.tolist())
+    return _of_rows(ids, np.ascontiguousarray(rows[order]), is_new[order])
+
+
+def _of_rows(
+    ids: tuple[str, ...], rows: Float32[np.ndarray, "n d"], is_new: Bool[np.ndarray, "n"]
+) -> ItemVectors:
     digest = hashlib.sha256(catalogue_fingerprint(ids, ids).encode() + rows.tobytes())
-    return ItemVectors(ids, rows, digest.hexdigest())
+    return ItemVectors(ids, rows, digest.hexdigest(), is_new)

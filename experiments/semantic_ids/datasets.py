@@ -1,8 +1,12 @@
 """The interactions of a command: by name, from `$RECIPE_JAX_DATA`, or a file of histories."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool
 
 from experiments.record import place_of
 from recipe_jax.data.files import DataError
@@ -16,6 +20,7 @@ from recipe_jax.data.interactions import (
     read_mealrec,
     shuffled_ids,
 )
+from recipe_jax.data.recipes import split_of
 
 NAMES = ("beauty", "mealrec")
 """Data that `$RECIPE_JAX_DATA` holds."""
@@ -54,6 +59,20 @@ def read_dataset(data: str, *, seed: int = 0) -> Dataset:
     path = _shared("amazon_beauty/Beauty.txt.gz") if data == "beauty" else Path(data)
     item_ids = shuffled_ids(distinct_items(path), seed=seed)
     return Dataset(said(data), item_ids, leave_last_out(read_histories(path, item_ids)))
+
+
+def new_items(item_ids: Sequence[str]) -> Bool[np.ndarray, "n"]:
+    """Which items an item split keeps from all that is learned: one in ten, by their names alone.
+
+    Raises:
+        DataError: none of them is.
+    """
+    found = np.array([split_of(name) == "test" for name in item_ids], bool)
+    if not found.any():
+        raise DataError(
+            f"none of the {len(item_ids)} items is new: one in ten is, by a hash of its name"
+        )
+    return found
 
 
 def said(data: str) -> str:

@@ -62,6 +62,8 @@ class Flags:
         encoder: the Hugging Face folder of a sentence encoder; TF-IDF and an SVD if not given.
         dim: width of vectors that TF-IDF and an SVD make.
         data_seed: of the items' order.
+        new_items: one item in ten is new: everything is fitted to the others, and its codes leave
+            theirs as they are; the vectors are kept in RUN/vectors.npz.
         method: residual-kmeans clusters vectors, rq-vae learns latents to quantize.
         run: the run folder; the same command on the same folder resumes.
         num_levels: codes of an item.
@@ -91,6 +93,7 @@ class Flags:
     encoder: Path | None = None
     dim: int = 128
     data_seed: int = 0
+    new_items: bool = False
     method: Literal["rq-vae", "residual-kmeans"] = "rq-vae"
     run: Path = Path("runs/codes")
     num_levels: int = 3
@@ -139,7 +142,8 @@ def run(flags: Flags) -> dict[str, Any]:
     """Fit, give codes, and write everything to the run folder."""
     items = read_vectors_of(flags)
     n, width = items.vectors.shape
-    print(f"data: {n} items of {flags.catalogue}, vectors {width} wide", file=sys.stderr)
+    new = f", {int(items.is_new.sum())} of them new" if flags.new_items else ""
+    print(f"data: {n} items of {flags.catalogue}{new}, vectors {width} wide", file=sys.stderr)
     runs = [
         fit_one(flags, items, seed, flags.run if seed == flags.seed else flags.run / f"seed-{seed}")
         for seed in range(flags.seed, flags.seed + flags.seeds)
@@ -162,7 +166,7 @@ def read_vectors_of(flags: Flags) -> ItemVectors:
         DataError: a file that breaks a rule.
     """
     if flags.catalogue == "none" and flags.vectors is not None:
-        return vectors_alone(flags.vectors, seed=flags.data_seed)
+        return vectors_alone(flags.vectors, seed=flags.data_seed, split=flags.new_items)
     items = read_items(flags.catalogue, id_field=flags.id_field, text_fields=flags.text_fields)
     return item_vectors(
         items,
@@ -170,19 +174,30 @@ def read_vectors_of(flags: Flags) -> ItemVectors:
         encoder=flags.encoder,
         dim=flags.dim,
         seed=flags.data_seed,
+        split=flags.new_items,
     )
 
 
 def fit_one(flags: Flags, items: ItemVectors, seed: int, folder: Path) -> Fitted:
-    """One quantizer of one seed, in a run folder of its own."""
+    """One quantizer of one seed, in a run folder of its own, fitted to the items that are known."""
     if flags.method == "residual-kmeans":
-        quantizer, timing = run_kmeans(flags, items, seed, folder)
+        quantizer, timing = run_kmeans(flags, items.known, seed, folder)
     else:
-        quantizer, timing = run_rq_vae(flags, items, seed, folder)
+        quantizer, timing = run_rq_vae(flags, items.known, seed, folder)
     nearest = quantizer.encode(items.vectors)
     distinct = flags.assignment == "distinct"
-    codes = encode_distinct(quantizer, items.vectors) if distinct else nearest
+    codes = distinct_codes(quantizer, items) if distinct else nearest
     return Fitted(quantizer, nearest, codes, timing)
+
+
+def distinct_codes(quantizer: ModelQuantizer, items: ItemVectors) -> Int32[np.ndarray, "n q"]:
+    """Codes that no two items share: first of those that are known, then of the new ones."""
+    codes = np.empty((len(items.ids), quantizer.num_levels), np.int32)
+    codes[~items.is_new] = encode_distinct(quantizer, items.known.vectors)
+    codes[items.is_new] = encode_distinct(
+        quantizer, items.vectors[items.is_new], taken=codes[~items.is_new]
+    )
+    return codes
 
 
 def run_kmeans(
@@ -245,6 +260,7 @@ def run_rq_vae(
 def described(flags: Flags) -> dict[str, Any]:
     """The flags that change a quantizer, as JSON can hold them."""
     free = ("run", "record", "progress", "vectors", "encoder", "seed", "seeds", "assignment")
+    free += ("new_items",)  # what is fitted to has a fingerprint
     return {name: value for name, value in to_json(flags).items() if name not in free}
 
 
@@ -265,6 +281,20 @@ def statistics_of(items: ItemVectors, fitted: Fitted) -> dict[str, Any]:
     }
 
 
+def statistics_of_new(items: ItemVectors, fitted: Fitted) -> dict[str, Any]:
+    """What the quantizer makes of items that it never saw, beside those that it did."""
+    found: dict[str, Any] = {"n": int(items.is_new.sum())}
+    for name, rows in (("", items.is_new), ("_of_known", ~items.is_new)):
+        decoded = fitted.quantizer.decode(fitted.nearest[rows])
+        found[f"nearest_reconstruction_error{name}"] = reconstruction_error(
+            items.vectors[rows], decoded
+        )
+        found[f"not_nearest{name}"] = float(
+            (fitted.codes != fitted.nearest)[rows].any(axis=1).mean()
+        )
+    return found
+
+
 def summary(flags: Flags, items: ItemVectors, fitted: Fitted) -> dict[str, Any]:
     """Headline metrics, also printed as a table on stderr."""
     statistics = statistics_of(items, fitted)
@@ -276,6 +306,7 @@ def summary(flags: Flags, items: ItemVectors, fitted: Fitted) -> dict[str, Any]:
         "assignment": flags.assignment,
         "n": len(items.ids),
         **statistics,
+        **({"new_items": statistics_of_new(items, fitted)} if flags.new_items else {}),
         "distinct_vectors": distinct_rows,
         **fitted.timing,
     }
@@ -286,15 +317,16 @@ def write_results(
 ) -> None:
     """The quantizer, the codes, pictures and the record."""
     save_quantizer(flags.run / "quantizer", fitted.quantizer, card=model_card(flags, headline))
-    buffer = io.BytesIO()
-    np.savez(
-        buffer,
+    write_arrays(
+        flags.run / "codes.npz",
         ids=np.array(items.ids),
         codes=fitted.codes,
         nearest=fitted.nearest,
         num_codes=np.full(fitted.codes.shape[1], fitted.quantizer.num_codes),
+        is_new=items.is_new,
     )
-    replace_file(flags.run / "codes.npz", buffer.getvalue())
+    if flags.new_items:
+        write_arrays(flags.run / "vectors.npz", ids=np.array(items.ids), vectors=items.vectors)
     pictures = flags.run / "plots"
     pictures.mkdir(exist_ok=True)
     usage = code_usage(code_counts(fitted.codes, fitted.quantizer.num_codes))
@@ -303,7 +335,12 @@ def write_results(
     place = None if flags.vectors is None else place_of(flags.vectors)
     record = make_record(
         command_line("experiments.semantic_ids quantize", flags),
-        config={**described(flags), "assignment": flags.assignment, "vectors": place},
+        config={
+            **described(flags),
+            "assignment": flags.assignment,
+            "vectors": place,
+            "new_items": flags.new_items,
+        },
         seed=flags.seed,
         items=items.fingerprint,
         **headline,
@@ -311,6 +348,13 @@ def write_results(
     for path in (flags.run / "record.json", flags.record):
         if path is not None:
             write_record(path, record)
+
+
+def write_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """An .npz file, whole or not at all."""
+    content = io.BytesIO()
+    np.savez(content, **arrays)  # pyright: ignore[reportArgumentType]
+    replace_file(path, content.getvalue())
 
 
 def model_card(flags: Flags, headline: dict[str, Any]) -> str:
