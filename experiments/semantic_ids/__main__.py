@@ -14,6 +14,7 @@ COMMANDS = {
     "choose": "choose the baselines' hyperparameters and their blend on validation",
     "recommend": "items for somebody whose history is given",
     "search": "find items by text: every system ranks the whole catalogue for every query",
+    "new_items": "items that no training saw: who finds them, and a fallback by vectors",
     "evaluate": "rank every item for every user: trained models and baselines in one table",
 }
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float32
 
-from experiments.semantic_ids.text_queries import without_titles
 from experiments.semantic_ids.datasets import new_items
+from experiments.semantic_ids.text_queries import without_titles
 from recipe_jax.data.array_files import read_arrays, read_vectors
 from recipe_jax.data.catalogues import (
     Catalogue,

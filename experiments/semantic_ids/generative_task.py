@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Float32
 
 from experiments.semantic_ids.codes_file import read_codes
-from experiments.semantic_ids.datasets import Dataset
+from experiments.semantic_ids.datasets import Dataset, new_items
 from experiments.semantic_ids.protocol import Scorer
 from experiments.semantic_ids.tasks import Task
 from recipe_jax.batches import NextItemBatch
@@ -17,6 +17,7 @@ from recipe_jax.data.history_batches import next_item_batches, padded_histories
 from recipe_jax.data.interactions import Histories
 from recipe_jax.functional import Params, PureModule
 from recipe_jax.item_beam_search import Available, search_items
+from recipe_jax.item_scores import score_items
 from recipe_jax.layers.attention import Attend
 from recipe_jax.layers.positions import Rope
 from recipe_jax.layers.transformer import TransformerConfig
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from experiments.semantic_ids.train import Flags
 
 USERS_AT_ONCE = 128
+EXACT_USERS_AT_ONCE = 8
+"""Where every item is read for each user."""
 
 NUM_BEAMS = 20
 """Of which the first ten count; items that no beam finds share the last rank."""
@@ -48,13 +51,15 @@ def make_generative_task(flags: "Flags", histories: Histories, dataset: Dataset)
         dataset: whose items need codes.
 
     Raises:
-        ValueError: no codes given, or codes that are not of all these items.
+        ValueError: no codes given, codes that are not of all these items, or codes of new items
+            by a quantizer that saw them.
     """
     if flags.codes is None:
         raise ValueError(
             "--model generative needs --codes, a run folder of quantize with codes of all items"
         )
-    ids = read_codes(flags.codes, dataset.item_ids)
+    unseen = new_items(dataset.item_ids) if flags.new_items else None
+    ids = read_codes(flags.codes, dataset.item_ids, unseen=unseen)
     cfg = GenerativeRecommenderConfig(
         sizes=ids.sizes,
         transformer=TransformerConfig(
@@ -128,6 +133,36 @@ def generative_scorer(fn: PureModule[Any], params: Params, ids: SemanticIds) -> 
             row, place = np.nonzero(items >= 0)
             found[users] = scores.min(axis=1, where=items >= 0, initial=0.0)[:, None] - 1.0
             found[users[row], items[row, place]] = scores[row, place]
+        return found
+
+    return score
+
+
+def exact_scorer(fn: PureModule[Any], params: Params, ids: SemanticIds) -> Scorer:
+    """A trained model as a scorer that reads every ID whole: what `generative_scorer` misses.
+
+    Thousands of items take it seconds for each user.
+    """
+    cfg: GenerativeRecommenderConfig = fn.bind(params).cfg
+    prompt = jnp.full((EXACT_USERS_AT_ONCE, 1), cfg.start_token, jnp.int32)
+    codes = jnp.asarray(ids.codes)
+
+    def score(histories: Histories) -> Float32[np.ndarray, "u n"]:
+        found = np.empty((len(histories.users), ids.num_items), np.float32)
+        groups = padded_histories(
+            histories, max_items=cfg.max_items, batch_size=EXACT_USERS_AT_ONCE
+        )
+        for users, items, lengths in groups:
+            scores = score_items(
+                fn,
+                params,
+                prompt,
+                jnp.ones(EXACT_USERS_AT_ONCE, jnp.int32),
+                codes=codes,
+                level_tokens=cfg.level_tokens,
+                context=History(codes[items], jnp.asarray(lengths)),
+            )
+            found[users] = np.asarray(scores)[: len(users)]
         return found
 
     return score

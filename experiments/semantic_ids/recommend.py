@@ -3,7 +3,9 @@
 python -m experiments.semantic_ids recommend --run runs/generative --history B001 B002 --k 10
 
 A language model of `tune` takes `--query "a matte red lipstick"` as well.  Every item exists, none
-is named twice and none of the history is.  The last line on stdout is one JSON object.
+is named twice and none of the history is.  A model that was trained without some items (`train
+--new-items`) names them, too; `--new-share` keeps places for those whose vectors are nearest to the
+history's.  The last line on stdout is one JSON object.
 """
 
 import dataclasses
@@ -17,9 +19,11 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.commands import check_least
+from experiments.semantic_ids.embedding_retrieval import fit_embedding_retrieval
 from experiments.semantic_ids.questions import knows_questions
-from experiments.semantic_ids.recommending import Recommendations, recommend
-from experiments.semantic_ids.trained import load_recommender
+from experiments.semantic_ids.recommending import Fallback, Recommendations, recommend
+from experiments.semantic_ids.trained import Recommender, load_recommender
+from recipe_jax.data.array_files import read_vectors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,17 +35,25 @@ class Flags:
         history: names of items, the latest last.
         query: what is wanted, in words; in place of a history.
         k: how many items.
+        new_share: of the places, from 0 to 1, that are kept for items that the model never saw.
+        vectors: of the items, such as the vectors.npz of `quantize --new-items`; for --new-share.
+        decay: of what an item of the history counts beside the next, for --new-share.
     """
 
     run: Path
     history: tuple[str, ...] = ()
     query: str | None = None
     k: int = 10
+    new_share: float | None = None
+    vectors: Path | None = None
+    decay: float = 0.65
 
     def __post_init__(self) -> None:
-        check_least(self, k=1)
+        check_least(self, k=1, decay=0.0)
         if bool(self.history) == (self.query is not None):
             raise ValueError("give either --history, of one item at least, or --query")
+        if self.new_share is not None and self.vectors is None:
+            raise ValueError("--new-share needs --vectors, by which new items are found")
 
 
 def run(flags: Flags) -> dict[str, Any]:
@@ -62,6 +74,7 @@ def run(flags: Flags) -> dict[str, Any]:
         "items": [row.item for row in found.items],
         "semantic_ids": [row.semantic_id for row in found.items],
         "scores": [row.score for row in found.items],
+        "by_fallback": [row.by_fallback for row in found.items],
         "milliseconds": round(found.milliseconds, 3),
     }
 
@@ -70,13 +83,19 @@ def asking(flags: Flags) -> Callable[[], Recommendations]:
     """What is asked of which model.
 
     Raises:
-        ValueError: a sentence for a model that reads none.
+        ValueError: a sentence for a model that reads none, or places kept for new items by one that
+            knows of none.
     """
     if not knows_questions(flags.run):
         if flags.query is not None:
             raise ValueError(f"--query is for a language model of tune, which {flags.run} is not")
         recommender = load_recommender(flags.run)
-        return functools.partial(recommend, recommender, flags.history, k=flags.k)
+        fallback = make_fallback(flags, recommender)
+        return functools.partial(
+            recommend, recommender, flags.history, k=flags.k, fallback=fallback
+        )
+    if flags.new_share is not None:
+        raise ValueError(f"--new-share is for a model of train, which {flags.run} is not")
     # Needs the extra [language], which the others do not.
     from experiments.semantic_ids.language_recommending import (
         load_language_recommender,
@@ -88,3 +107,16 @@ def asking(flags: Flags) -> Callable[[], Recommendations]:
     if flags.query is not None:
         return functools.partial(recommend_for_query, model, flags.query, k=flags.k)
     return functools.partial(recommend_for_history, model, flags.history, k=flags.k)
+
+
+def make_fallback(flags: Flags, recommender: Recommender) -> Fallback | None:
+    """The fallback that the flags name, if any.
+
+    Raises:
+        DataError: vectors that cannot be read, or none of an item.
+    """
+    if flags.new_share is None or flags.vectors is None:
+        return None
+    vectors = read_vectors(flags.vectors, recommender.item_ids)
+    retrieval = fit_embedding_retrieval(vectors, decay=flags.decay)
+    return Fallback(retrieval, flags.new_share)

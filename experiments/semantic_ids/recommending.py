@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int32
 
+from experiments.semantic_ids.embedding_retrieval import EmbeddingRetrieval, check_new_items
 from experiments.semantic_ids.trained import Recommender
 from recipe_jax.data.interactions import histories_of
 from recipe_jax.item_beam_search import Available, search_items
 from recipe_jax.models.generative_recommender import History
 from recipe_jax.prefix_index import PrefixIndex, build_prefix_index
+from recipe_jax.reserved_places import mix_in, reserved_places, top_items
 from recipe_jax.semantic_ids import SemanticIds, format_id
 
 FEWEST_BEAMS = 20
@@ -27,12 +29,27 @@ class Recommendation(NamedTuple):
     Attributes:
         item: its name.
         semantic_id: its codes as text; empty from a model that knows none.
-        score: log-probability of the codes in nats, or the score of a model that knows none.
+        score: log-probability of the codes in nats, or the score of a model that knows none; of a
+            fallback the cosine of vectors.
+        by_fallback: whether it has a place that is reserved for new items.
     """
 
     item: str
     semantic_id: str
     score: float
+    by_fallback: bool = False
+
+
+class Fallback(NamedTuple):
+    """Places for items that the model never saw.
+
+    Attributes:
+        retrieval: ranks them, by vectors in the order of the model's items.
+        share: of the places; which ones they are, `reserved_places` says.
+    """
+
+    retrieval: EmbeddingRetrieval
+    share: float
 
 
 class Recommendations(NamedTuple):
@@ -49,28 +66,44 @@ class Recommendations(NamedTuple):
     milliseconds: float
 
 
-def recommend(recommender: Recommender, history: Sequence[str], *, k: int) -> Recommendations:
+def recommend(
+    recommender: Recommender,
+    history: Sequence[str],
+    *,
+    k: int,
+    fallback: Fallback | None = None,
+) -> Recommendations:
     """The `k` items that most probably follow a history.
 
     Args:
         recommender: its model reads the latest items where the history is longer than it can read.
         history: names of items, the latest last.
         k: how many items.
+        fallback: keeps places for new items; None leaves all of them to the model, which may name
+            new items, too.
 
     Raises:
-        ValueError: no history, an item that the model does not know, or more items asked for than
-            there are beside those of the history.
+        ValueError: no history, an item that the model does not know, more items asked for than
+            there are beside those of the history, or a fallback that does not fit the model.
     """
+    if fallback is not None:
+        _check_fallback(recommender, fallback, k)
     started = time.perf_counter()
     items, known = known_items(recommender.item_ids, history, k=k)
     best, scores = _search(recommender, items, known, k)
+    by_fallback = np.zeros(k, bool)
+    if fallback is not None:
+        best, scores, by_fallback = _mixed(recommender, fallback, items, known, best, scores)
     found = tuple(
         Recommendation(
             recommender.item_ids[item],
             "" if recommender.ids is None else format_id(recommender.ids.codes[item]),
-            float(score),
+            score,
+            is_reserved,
         )
-        for item, score in zip(best.tolist(), scores.tolist(), strict=True)
+        for item, score, is_reserved in zip(
+            best.tolist(), scores.tolist(), by_fallback.tolist(), strict=True
+        )
     )
     num_read = min(len(history), _max_items(recommender))
     return Recommendations(found, num_read, 1e3 * (time.perf_counter() - started))
@@ -138,6 +171,39 @@ def _search(
         context=History(jnp.asarray(codes), jnp.array([len(read)], jnp.int32)),
     )
     return np.asarray(found.items)[0, :k], np.asarray(found.log_probability)[0, :k]
+
+
+def _mixed(
+    recommender: Recommender,
+    fallback: Fallback,
+    items: np.ndarray,
+    known: np.ndarray,
+    best: np.ndarray,
+    scores: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Items, their scores, and which of them have a place by the fallback."""
+    k = len(best)
+    cosines = fallback.retrieval.score(histories_of(["user"], [items], ordered=True))
+    may_win = recommender.is_new.copy()
+    may_win[known] = False
+    others = top_items(cosines, may_win[None], k)
+    mixed = mix_in(best[None], others, share=fallback.share, num_places=k)[0]
+    by_fallback = reserved_places(k, fallback.share) & np.isin(mixed, others)
+    score_of = dict(zip(best.tolist(), scores.tolist(), strict=True))
+    given = [score_of.get(item, 0.0) for item in mixed.tolist()]
+    return mixed, np.where(by_fallback, cosines[0, mixed], given), by_fallback
+
+
+def _check_fallback(recommender: Recommender, fallback: Fallback, k: int) -> None:
+    """Refuse a share that is none, vectors of other items, and a model that saw all of its."""
+    reserved_places(k, fallback.share)
+    check_new_items(recommender.is_new)
+    num_vectors = len(fallback.retrieval.vectors)
+    if num_vectors != len(recommender.item_ids):
+        raise ValueError(
+            f"the fallback has {num_vectors} vectors, must have one for each of the model's "
+            f"{len(recommender.item_ids)} items"
+        )
 
 
 def _config(recommender: Recommender) -> Any:

@@ -23,13 +23,13 @@ from recipe_kernels import attention, attention_on
 
 from experiments.commands import check_least, check_seed
 from experiments.record import command_line, make_record, place_of, write_record
-from experiments.semantic_ids.datasets import Dataset, read_dataset, said
+from experiments.semantic_ids.datasets import Dataset, new_items, read_dataset, said
 from experiments.semantic_ids.generative_task import make_generative_task
 from experiments.semantic_ids.protocol import evaluate_ranking
 from experiments.semantic_ids.sasrec_task import make_sasrec_task
 from experiments.semantic_ids.tasks import Task
-from experiments.semantic_ids.trained import save_recommender
-from recipe_jax.data.interactions import Histories
+from experiments.semantic_ids.trained import new_items_file, save_recommender
+from recipe_jax.data.interactions import Histories, without_items
 from recipe_jax.functional import PureModule, abstract, num_parameters
 from recipe_jax.huggingface import to_json
 from recipe_jax.sharding import gather_arrays, initialize_distributed, is_first_process, make_mesh
@@ -43,7 +43,8 @@ from recipe_jax.training.step import make_train_step
 TASKS = {"sasrec": make_sasrec_task, "generative": make_generative_task}
 """`--model` -> its task."""
 
-_NOT_THE_RUN = ("run", "progress", "codes")
+_NOT_THE_RUN = ("run", "progress", "codes", "new_items")
+"""Flags that do not define a run, or whose files do."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,8 @@ class Flags:
         data: `beauty`, or the path of a file with one line a user, `user item item …` in order.
         learn_validation: learn from the items left out for validation, too, once the other flags
             are chosen: nothing is validated, and all steps are taken.
+        new_items: one item in ten is new: none is in a history that is learned from, and validation
+            asks for the others; all of them are in the index.
         run: the run folder; the same command on the same folder resumes.
         steps: updates in all.
         minutes: stop after this many minutes of training, earlier attempts included.
@@ -83,6 +86,7 @@ class Flags:
     model: Literal["sasrec", "generative"] = "sasrec"
     data: str = "beauty"
     learn_validation: bool = False
+    new_items: bool = False
     run: Path = Path("runs/sasrec")
     steps: int = 2400
     minutes: float | None = None
@@ -121,10 +125,13 @@ def run(flags: Flags) -> dict[str, Any]:
     histories = training_histories(flags, dataset)
     print(
         f"data: {len(histories.users)} users, {len(dataset.item_ids)} items, "
-        f"{len(histories.items)} interactions to learn from",
+        f"{len(histories.items)} interactions to learn from, {int((histories.lengths < 2).sum())} "
+        "users with a single one, which teaches nothing",
         file=sys.stderr,
     )
     task = TASKS[flags.model](flags, histories, dataset)
+    if flags.new_items:
+        task = task._replace(files={**task.files, **new_items_file(dataset.item_ids)})
     result, fn = train(flags, dataset, task)
     params = gather_arrays(averaged_params(best_state(flags, result).opt_state))
     headline = {
@@ -151,9 +158,13 @@ def run(flags: Flags) -> dict[str, Any]:
 
 
 def training_histories(flags: Flags, dataset: Dataset) -> Histories:
-    """What is learned from: never a test item, and a validation item only where asked for."""
+    """What is learned from: never a test item, and a validation item only where asked for.
+
+    With new items there is none of them in it, and users who had nothing else are left out.
+    """
     split = dataset.split
-    return split.before_test if flags.learn_validation else split.train
+    histories = split.before_test if flags.learn_validation else split.train
+    return without_items(histories, new_items(dataset.item_ids)) if flags.new_items else histories
 
 
 def train(flags: Flags, dataset: Dataset, task: Task) -> tuple[FitResult, PureModule[Any]]:
@@ -221,11 +232,15 @@ def validate(
 ) -> dict[str, Any]:
     """The protocol's metrics on validation; of a random sample of users if there are more.
 
-    A model that learned the validation items gets none.
+    A model that learned the validation items gets none, and one with new items is asked for the
+    others.
     """
     if flags.learn_validation:
         return {}
     queries = dataset.split.validation
+    if flags.new_items:
+        is_new = new_items(dataset.item_ids)
+        queries = queries.select(np.flatnonzero(~is_new[queries.targets]))
     if num_users is not None and num_users < len(queries.targets):
         rows = np.random.default_rng(0).permutation(len(queries.targets))[:num_users]
         queries = queries.select(np.sort(rows))

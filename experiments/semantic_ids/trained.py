@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from flax import nnx
+from jaxtyping import Bool
 from recipe_kernels import attention
 
-from experiments.semantic_ids.datasets import Dataset
+from experiments.semantic_ids.datasets import Dataset, new_items
 from experiments.semantic_ids.generative_task import generative_scorer
 from experiments.semantic_ids.protocol import Scorer
 from experiments.semantic_ids.questions import knows_questions
@@ -17,6 +19,8 @@ from experiments.semantic_ids.sasrec_task import sasrec_scorer
 from recipe_jax.functional import Params, PureModule, abstract
 from recipe_jax.huggingface import ModelFolderError, load_module, make_module, save_module
 from recipe_jax.semantic_ids import SemanticIds, read_ids
+
+_NEW_ITEMS = "new_items.json"
 
 
 class Recommender(NamedTuple):
@@ -29,6 +33,7 @@ class Recommender(NamedTuple):
         item_ids: an item's index is its place here.
         ids: the items' semantic IDs, of a model that generates them.
         learned_validation: whether the items left out for validation were learned from.
+        is_new: whether each item was kept from training.
     """
 
     model_type: str
@@ -37,6 +42,7 @@ class Recommender(NamedTuple):
     item_ids: tuple[str, ...]
     ids: SemanticIds | None
     learned_validation: bool
+    is_new: Bool[np.ndarray, "n"]
 
     def scorer(self) -> Scorer:
         """What the protocol asks."""
@@ -76,6 +82,16 @@ def save_recommender(
     )
 
 
+def new_items_file(item_ids: Sequence[str]) -> dict[str, bytes]:
+    """The names of the items that an item split keeps from training, as a file of a model folder.
+
+    Raises:
+        DataError: there are none.
+    """
+    names = [item_ids[item] for item in np.flatnonzero(new_items(item_ids)).tolist()]
+    return {_NEW_ITEMS: json.dumps(names).encode()}
+
+
 def load_recommender(run: Path) -> Recommender:
     """Read the model of a run folder, or of a model folder.
 
@@ -92,7 +108,11 @@ def load_recommender(run: Path) -> Recommender:
     fn, _ = abstract(lambda: attending(found.model_type, found.cfg))
     learned = bool(found.config.get("learned_validation"))
     items = tuple(json.loads(content))
-    return Recommender(found.model_type, fn, found.params, items, ids, learned)
+    names: frozenset[str] = frozenset()
+    if _NEW_ITEMS in hashes:
+        names = frozenset(json.loads(_read_own(folder / _NEW_ITEMS, hashes[_NEW_ITEMS])))
+    is_new = np.array([name in names for name in items], bool)
+    return Recommender(found.model_type, fn, found.params, items, ids, learned, is_new)
 
 
 def read_own(path: Path, sha256: str | None) -> bytes:
