@@ -8,12 +8,13 @@ import pytest
 from recipe_jax.reserved_places import mix_in, reserved_places, top_items
 
 
-@pytest.mark.parametrize("tenths", range(11))
-def test_of_the_first_places_the_share_is_reserved_however_many_there_are(tenths: int):
-    reserved = reserved_places(60, tenths / 10)
-    for count in range(61):
-        assert reserved[:count].sum() == Fraction(tenths, 10) * count // 1
-        np.testing.assert_array_equal(reserved_places(count, tenths / 10), reserved[:count])
+@pytest.mark.parametrize("hundredths", [0, 3, 10, 29, 50, 57, 70, 99, 100])
+def test_of_the_first_places_the_share_is_reserved_however_many_there_are(hundredths: int):
+    reserved = reserved_places(100, hundredths / 100)
+    for count in range(101):
+        # In floating point 57 hundredths of 100 are less than 57.
+        assert reserved[:count].sum() == Fraction(hundredths, 100) * count // 1
+        np.testing.assert_array_equal(reserved_places(count, hundredths / 100), reserved[:count])
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.01, float("nan")])

@@ -60,7 +60,7 @@ class Flags:
         data: `beauty`, or the path of a file of histories.
         data_seed: of the items' order.
         split: which part is asked; look at test once.
-        sasrec: the run folder of a SASRec of `train --new-items`, to stand beside the others.
+        runs: run folders of other models of `train --new-items`, to stand beside it.
         users: most users of validation to choose by, a random sample.
         exact_users: of each kind of query, users for whom every item is read whole: what the model
             knows and its beams do not find.
@@ -74,7 +74,7 @@ class Flags:
     data: str = "beauty"
     data_seed: int = 0
     split: Literal["validation", "test"] = "validation"
-    sasrec: Path | None = None
+    runs: tuple[Path, ...] = ()
     users: int = 5000
     exact_users: int = 100
     choices: Path | None = None
@@ -111,8 +111,10 @@ def run(flags: Flags) -> dict[str, Any]:
     vectors = read_vectors(flags.vectors, dataset.item_ids)
     split, is_new = dataset.split, recommender.is_new
     asked = Asked(split.test if flags.split == "test" else split.validation, is_new)
-    others = fit_others(flags, dataset, is_new)
     choosing = Asked(sample(split.validation, flags.users, seed=1), is_new)
+    check_asked(choosing, "validation")
+    check_asked(asked, flags.split)
+    others = fit_others(flags, dataset, is_new)
     retrieval, decays = choose_decay(vectors, choosing)
     tried = shares_of(recommender.scorer(), retrieval, choosing)[0]
     chosen = choose_share(tried)
@@ -124,7 +126,8 @@ def run(flags: Flags) -> dict[str, Any]:
     shares, reach = shares_of(recommender.scorer(), retrieval, asked)
     systems["generative"] = shares[f"{0.0:g}"]
     systems["generative_with_fallback"] = shares[f"{chosen:g}"]
-    print_systems(f"{dataset.name}, {flags.split}", systems)
+    rows = {f"generative, {share} for new items": found for share, found in shares.items()}
+    print_systems(f"{dataset.name}, {flags.split}", {**systems, **rows})
     headline = {
         "data": dataset.name,
         "split": flags.split,
@@ -168,6 +171,21 @@ def load_new(run: Path, dataset: Dataset) -> Recommender:
     return recommender
 
 
+def check_asked(asked: Asked, part: str) -> None:
+    """Refuse queries of which nothing can be said by kinds.
+
+    Raises:
+        ValueError: fewer than two of a kind.
+    """
+    of_new = asked.has_new_target
+    for kind, count in (("a new", of_new.sum()), ("no new", (~of_new).sum())):
+        if count < 2:
+            raise ValueError(
+                f"{count} of {len(of_new)} queries of {part} ask for {kind} item, must be at "
+                "least 2: ask more --users"
+            )
+
+
 def fit_others(flags: Flags, dataset: Dataset, is_new: Bool[np.ndarray, "n"]) -> dict[str, Scorer]:
     """What stands beside the generative model, of the same histories without new items."""
     choices, n = read_choices(Path(flags.data).name, flags.choices), len(dataset.item_ids)
@@ -177,9 +195,8 @@ def fit_others(flags: Flags, dataset: Dataset, is_new: Bool[np.ndarray, "n"]) ->
         "popularity": fit_popularity(histories, num_items=n).score,
         "ease": ease.score,
     }
-    if flags.sasrec is not None:
-        found["sasrec"] = load_new(flags.sasrec, dataset).scorer()
-    return found
+    models = [load_new(run, dataset) for run in flags.runs]
+    return found | {model.model_type: model.scorer() for model in models}
 
 
 def sample(queries: Queries, count: int, *, seed: int) -> Queries:

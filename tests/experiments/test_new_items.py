@@ -335,11 +335,16 @@ def test_it_is_measured_who_finds_them(
     choices.write_text(json.dumps({"choices": as_json(Choices(ease_penalty=1.0))}))
     given = ["new_items", "--run", learned, "--vectors", codes / "vectors.npz", "--data", users]
     given += ["--choices", choices, "--exact-users", "3", "--record", record, "--split", "test"]
+    given += ["--runs", learned]
     found = headline(capsys, *given)
     assert found["num_new_items"] == len(NEW) and found["num_items"] == ITEMS
-    systems = found["systems"]
+    systems, shares = found["systems"], found["shares"]
     dataset = read_dataset(str(users))
-    asked = new_items(dataset.item_ids)[dataset.split.test.targets]
+    is_new = new_items(dataset.item_ids)
+    asked = is_new[dataset.split.test.targets]
+    # While it was trained it was asked for the others alone.
+    trained = json.loads((learned / "record.json").read_text())
+    assert trained["n"] == (~is_new[dataset.split.validation.targets]).sum()
     for row in systems.values():
         parts = [row[kind] for kind in ("new_target", "old_target", "all")]
         assert [part["n"] for part in parts] == [asked.sum(), (~asked).sum(), len(asked)]
@@ -347,9 +352,12 @@ def test_it_is_measured_who_finds_them(
         assert hits[0] + hits[1] == pytest.approx(hits[2])
     # Nobody learned of them but by their codes and vectors; neighbours on the circle are alike.
     assert systems["generative"]["old_target"]["recall_at_10"] > 0.8
+    # Without a place for new items the model's own ranking is left.
+    plain = systems[load_recommender(learned).model_type]
+    for kind, row in shares["0"].items():
+        assert row["recall_at_10"] == plain[kind]["recall_at_10"]
     assert systems["ease"]["new_target"]["recall_at_5"] == 0.0
     assert systems["embedding_retrieval"]["new_target"]["recall_at_10"] > 0.8
-    shares = found["shares"]
     assert shares["0.5"]["new_target"]["recall_at_10"] > 0.8
     assert found["items_in_somebodys_top_10"]["0.5"]["new"] == 1.0
     chosen = found["chosen_on_validation"]
@@ -401,6 +409,7 @@ def test_a_quantizer_or_a_model_that_saw_new_items_is_refused(
         assert "new_items.json: is not the one that the model was saved with" in line
     finally:
         names.write_bytes(content)
+    assert "of 2 queries of validation ask for" in refused(capsys, *given, learned, "--users", 2)
     for changed, message in (
         ({"is_new": np.zeros(ITEMS, bool)}, "learned: none of 40 items is new"),
         ({"learned_validation": True}, "learned: the model learned the validation items"),
