@@ -2,10 +2,10 @@
 
 python -m experiments.semantic_ids new_items --run runs/generative --vectors runs/codes/vectors.npz
 
-`RUN` is of `train --new-items` on codes of `quantize --new-items`: one item in ten is in no history
-that was learned from, while its codes are in the index.  Queries, the last item of each user left
-out, are told apart by whether that item is new; all items are ranked in either case.  The decay of
-retrieval and the share of places that the fallback reserves are chosen on validation.
+`RUN` is of `train` with `--new-items`, on codes of `quantize` with the same: one item in ten is in
+no history that was learned from, while its codes are in the index.  Queries, the last item of each
+user left out, are told apart by whether that item is new; all items are ranked in either case.  The
+decay of retrieval and the share of places that the fallback reserves are chosen on validation.
 """
 
 import dataclasses
