@@ -4,9 +4,9 @@ import functools
 import hashlib
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from experiments.semantic_ids.recommending import (
     Recommendations,
     known_items,
 )
+from experiments.semantic_ids.text_queries import TextScorer
 from experiments.semantic_ids.trained import read_own
 from recipe_jax.data.id_templates import TRIGGER, plain_text
 from recipe_jax.data.interactions import Histories
@@ -30,9 +31,6 @@ from recipe_jax.huggingface import LanguageModel, ModelFolderError
 from recipe_jax.item_beam_search import Available, FoundItems, search_items
 from recipe_jax.prefix_index import PrefixIndex, build_prefix_index
 from recipe_jax.semantic_ids import START, SemanticIds, format_id, id_tokens, read_ids
-
-TextScorer: TypeAlias = Callable[[Sequence[str]], Float32[np.ndarray, "u n"]]
-"""Sentences to a score of every item for each; higher is better."""
 
 _PROMPT_SIZES = (64, 128, 192, 256, 384, 512)
 _ROWS_AT_ONCE = 32
@@ -146,14 +144,7 @@ def history_scorer(recommender: LanguageRecommender, item_ids: Sequence[str]) ->
     Raises:
         ValueError: an item without an ID, or a model that learned no histories.
     """
-    row_of = {name: row for row, name in enumerate(recommender.ids.items)}
-    missing = [name for name in item_ids if name not in row_of]
-    if missing:
-        raise ValueError(f"item {missing[0]!r} has no ID, nor have {len(missing) - 1} others")
-    rows = np.array([row_of[name] for name in item_ids], np.int32)
-    among = np.full(recommender.ids.num_items, -1, np.int32)
-    among[rows] = np.arange(len(rows), dtype=np.int32)
-    tree = jax.device_put(build_prefix_index(recommender.ids.codes[rows], recommender.ids.sizes))
+    rows, tree = _among(recommender, item_ids)
 
     def score(histories: Histories) -> Float32[np.ndarray, "u n"]:
         asked = [histories.items_of(user) for user in range(len(histories.users))]
@@ -166,14 +157,22 @@ def history_scorer(recommender: LanguageRecommender, item_ids: Sequence[str]) ->
     return score
 
 
-def query_scorer(recommender: LanguageRecommender) -> TextScorer:
-    """The model as a scorer of sentences, of the items in the order of its IDs."""
+def query_scorer(recommender: LanguageRecommender, item_ids: Sequence[str]) -> TextScorer:
+    """The model as a scorer of sentences, of items in this order.
+
+    Args:
+        recommender: the model, which must know an ID of each of these items.
+        item_ids: of the items that are asked about.
+
+    Raises:
+        ValueError: an item without an ID.
+    """
+    rows, tree = _among(recommender, item_ids)
 
     def score(queries: Sequence[str]) -> Float32[np.ndarray, "u n"]:
         prompts = [_of_query(recommender, query) for query in queries]
         nothing = [np.zeros(0, np.int32)] * len(prompts)
-        n = recommender.ids.num_items
-        return _scores(recommender, _tree(recommender.ids), prompts, nothing, n)
+        return _scores(recommender, tree, prompts, nothing, len(rows))
 
     return score
 
@@ -219,6 +218,19 @@ def _of_history(recommender: LanguageRecommender, items: Int32[np.ndarray, "t"])
     texts = ", ".join(format_id(recommender.ids.codes[item]) for item in items)
     question = recommender.questions.history_query.replace("{history}", texts)
     return prompt_tokens(recommender, question, "the history")
+
+
+def _among(
+    recommender: LanguageRecommender, item_ids: Sequence[str]
+) -> tuple[Int32[np.ndarray, "n"], PrefixIndex]:
+    """Rows of some items among the model's, and the tree of their IDs."""
+    row_of = {name: row for row, name in enumerate(recommender.ids.items)}
+    missing = [name for name in item_ids if name not in row_of]
+    if missing:
+        raise ValueError(f"item {missing[0]!r} has no ID, nor have {len(missing) - 1} others")
+    rows = np.array([row_of[name] for name in item_ids], np.int32)
+    tree = build_prefix_index(recommender.ids.codes[rows], recommender.ids.sizes)
+    return rows, jax.device_put(tree)
 
 
 def _recommend(

@@ -4,11 +4,8 @@ python -m experiments.semantic_ids recommend --run runs/generative --history B00
 
 A language model of `tune` takes `--query "a matte red lipstick"` as well.  Every item exists, none
 is named twice and none of the history is.  A model that was trained without some items (`train
---new-items`) names them, too; `--new-share` keeps places for those whose vectors are nearest to the
-history's.  The last line on stdout is one JSON object.
-Every item exists, none is named twice and none of the history is.  A model that was trained
-without some items (`--new-items` of `train`) may name them, too; `--new-share` keeps places for
-those whose vectors are nearest to the history's.  The last line on stdout is one JSON object.
+--new-items`) may name them, too; `--new-share` keeps places for those whose vectors are nearest to
+the history's.  The last line on stdout is one JSON object.
 """
 
 import dataclasses

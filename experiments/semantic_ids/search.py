@@ -66,6 +66,8 @@ class Flags:
         queries: at most so many, a random sample.
         seed: of the sample.
         encoder: the folder of a sentence encoder, for one system more.
+        runs: run folders of `tune`, language models that know IDs of all these items; those that
+            learned of the asked items' words cannot be told from others here.
         choose: choose hyperparameters and weights of a blend on validation and record them.
         choices: the record of --choose; that of the task among the project's records if not given.
         record: write the results to this file.
@@ -76,6 +78,7 @@ class Flags:
     queries: int = 2000
     seed: int = 0
     encoder: Path | None = None
+    runs: tuple[Path, ...] = ()
     choose: bool = False
     choices: Path | None = None
     record: Path | None = None
@@ -113,7 +116,8 @@ def run(flags: Flags) -> dict[str, Any]:
         return headline
     choices = read_text_choices(choices_file)
     scorers = fit_text_baselines(asked, choices, encoder=flags.encoder)
-    rows = score_all({**scorers, "blend": blended(scorers, choices)}, asked)
+    models = language_scorers(flags.runs, asked)
+    rows = score_all({**scorers, **models, "blend": blended(scorers, choices)}, asked)
     print_scores(f"{flags.task}, {flags.split}, {len(asked.items.ids)} items", rows)
     headline = {**about, **rows["blend"], "choices": as_json(choices)}
     headline["baselines"] = {name: found for name, found in rows.items() if name != "blend"}
@@ -126,6 +130,23 @@ def write(flags: Flags, path: Path, results: Mapping[str, Any]) -> None:
     """A record of the command and what it found."""
     command = command_line("experiments.semantic_ids search", flags, always=("task", "queries"))
     write_record(path, make_record(command, seed=flags.seed, **results))
+
+
+def language_scorers(runs: Sequence[Path], asked: TextQueries) -> dict[str, TextScorer]:
+    """Language models of `tune` by the names of their run folders.
+
+    Raises:
+        ValueError: a model that has no ID of an item that is asked about.
+        DataError: no such model there.
+    """
+    if not runs:
+        return {}
+    # Needs the extra [language], which the others do not.
+    from experiments.semantic_ids import language_recommending as language
+
+    models = {run.name: language.load_language_recommender(run) for run in runs}
+    ids = asked.items.ids
+    return {name: language.query_scorer(model, ids) for name, model in models.items()}
 
 
 def score_all(scorers: Mapping[str, TextScorer], asked: TextQueries) -> dict[str, dict[str, Any]]:
@@ -166,7 +187,7 @@ def choose(
     tables = {name: standardized(score(asked.queries)) for name, score in scorers.items()}
 
     def weighed(weights: Mapping[str, float]) -> float:
-        total = sum((weight * tables[name] for name, weight in weights.items()), np.float32(0))
+        total = np.sum([weight * tables[name] for name, weight in weights.items()], axis=0)
         ranks = text_ranks(lambda queries: total, asked, queries_at_once=len(total))
         return record("blend", ranks, weights=dict(weights))
 

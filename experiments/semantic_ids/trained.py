@@ -110,7 +110,7 @@ def load_recommender(run: Path) -> Recommender:
     items = tuple(json.loads(content))
     names: frozenset[str] = frozenset()
     if _NEW_ITEMS in hashes:
-        names = frozenset(json.loads(_read_own(folder / _NEW_ITEMS, hashes[_NEW_ITEMS])))
+        names = frozenset(json.loads(read_own(folder / _NEW_ITEMS, hashes[_NEW_ITEMS])))
     is_new = np.array([name in names for name in items], bool)
     return Recommender(found.model_type, fn, found.params, items, ids, learned, is_new)
 

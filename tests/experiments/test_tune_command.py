@@ -136,9 +136,9 @@ def test_scorers_say_what_recommendations_say(tuned):
             assert scores[row, order.index(each.item)] == pytest.approx(each.score, abs=1e-4)
         assert all(scores[row, order.index(i)] < found.items[-1].score for i in history)
     found = recommend_for_query(recommender, TITLES[5], k=12)
-    scores = query_scorer(recommender)([TITLES[0], TITLES[5]])
+    scores = query_scorer(recommender, order)([TITLES[0], TITLES[5]])
     assert {row.item: pytest.approx(row.score, abs=1e-4) for row in found.items} == dict(
-        zip(names, scores[1].tolist(), strict=True)
+        zip(order, scores[1].tolist(), strict=True)
     )
     with pytest.raises(ValueError, match="item 'i99' has no ID, nor have 0 others"):
         history_scorer(recommender, ("i0", "i99"))
