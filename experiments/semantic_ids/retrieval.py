@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float32, Int
 
 from experiments.semantic_ids.blending import standardized
 from experiments.semantic_ids.recommending import Recommendation, Recommendations
@@ -56,7 +57,7 @@ class Retriever:
             raise ValueError(f"no item has any word of the query {query!r:.60}: use other words")
         by_vectors = self.nearest.scores([query])
         scores = (standardized(by_words) + self.weight * standardized(by_vectors))[0]
-        best = np.argsort(-scores, kind="stable")[:k]
+        best = _highest(scores, k)
         found = tuple(
             Recommendation(self.item_ids[item], self.semantic_ids[item], float(scores[item]))
             for item in best.tolist()
@@ -87,6 +88,13 @@ def make_retriever(
         nearest=fit_nearest_texts(catalogue.texts, dim=choices.dim),
         weight=choices.blend.get("nearest_texts", 0.0),
     )
+
+
+def _highest(scores: Float32[np.ndarray, "n"], k: int) -> Int[np.ndarray, "k"]:
+    """The first `k` of a stable sort, of which only they are sorted."""
+    least = np.partition(scores, -k)[-k]
+    found = np.flatnonzero(scores >= least)
+    return found[np.argsort(-scores[found], kind="stable")][:k]
 
 
 def _written(items: Sequence[str], ids: SemanticIds | None) -> tuple[str, ...]:

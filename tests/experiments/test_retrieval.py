@@ -76,3 +76,11 @@ def test_a_catalogue_without_items_or_words_is_refused():
         make_retriever(Catalogue(("a",), ("?!",), {}, ""), None)
     with pytest.raises(ValueError, match="fewer than two words are in that many of 2 texts"):
         make_retriever(Catalogue(("a", "b"), ("red soap", "blue dye"), {}, ""), None)
+
+
+def test_items_of_equal_scores_come_in_the_catalogues_order():
+    texts = ("red soap", "blue soap", "red soap", "soap red", "blue dye", "red soap")
+    found = make_retriever(Catalogue(tuple("abcdef"), texts, {}, ""), None)
+    for k in (1, 2, 3, 4, 6):
+        items = [row.item for row in found.search("red", k=k).items]
+        assert items[:4] == list("acdf")[:k]
