@@ -30,8 +30,8 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-$(INSTALLED): EXTRAS := recipes,language,kernels,test
-$(PARITY_INSTALLED): EXTRAS := recipes,language,kernels,test,parity
+$(INSTALLED): EXTRAS := recipes,language,kernels,serve,test
+$(PARITY_INSTALLED): EXTRAS := recipes,language,kernels,serve,test,parity
 $(INSTALLED) $(PARITY_INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "recipe-jax needs Python 3.11 or newer; set PYTHON=python3.11 or the like" >&2; exit 2; }
