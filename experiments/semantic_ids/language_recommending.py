@@ -245,7 +245,10 @@ def _recommend(
     found = _search(recommender, _tree(recommender.ids), [prompt], excluded, beams)
     items = tuple(
         Recommendation(
-            recommender.ids.items[item], format_id(recommender.ids.codes[item]), float(score)
+            recommender.ids.items[item],
+            format_id(recommender.ids.codes[item]),
+            score,
+            tuple(recommender.ids.codes[item].tolist()),
         )
         for item, score in zip(
             np.asarray(found.items)[0, :k].tolist(),

@@ -12,7 +12,9 @@ from jaxtyping import Int32
 
 from experiments.semantic_ids.embedding_retrieval import EmbeddingRetrieval, check_new_items
 from experiments.semantic_ids.trained import Recommender
+from recipe_jax.data.history_batches import SIZES
 from recipe_jax.data.interactions import histories_of
+from recipe_jax.functional import PureModule
 from recipe_jax.item_beam_search import Available, search_items
 from recipe_jax.models.generative_recommender import History
 from recipe_jax.prefix_index import PrefixIndex, build_prefix_index
@@ -20,7 +22,13 @@ from recipe_jax.reserved_places import mix_in, reserved_places, top_items
 from recipe_jax.semantic_ids import SemanticIds, format_id
 
 FEWEST_BEAMS = 20
-"""Of a search, however few items are asked for."""
+"""Of a search, however few items are asked for; for more there are 5 times as many, or 25, …"""
+
+ROOMS = (8, 32, 128)
+"""Padded lengths of histories, beside the longest that a model reads."""
+
+ROOM_TO_EXCLUDE = 256
+"""Items of a history that fit, or twice as many, …: padding costs next to nothing here."""
 
 
 class Recommendation(NamedTuple):
@@ -31,12 +39,14 @@ class Recommendation(NamedTuple):
         semantic_id: its codes as text; empty from a model that knows none.
         score: log-probability of the codes in nats, or the score of a model that knows none; of a
             fallback the cosine of vectors.
+        codes: of each level; none from a model that knows none.
         by_fallback: whether it has a place that is reserved for new items.
     """
 
     item: str
     semantic_id: str
     score: float
+    codes: tuple[int, ...] = ()
     by_fallback: bool = False
 
 
@@ -99,13 +109,14 @@ def recommend(
             recommender.item_ids[item],
             "" if recommender.ids is None else format_id(recommender.ids.codes[item]),
             score,
+            () if recommender.ids is None else tuple(recommender.ids.codes[item].tolist()),
             is_reserved,
         )
         for item, score, is_reserved in zip(
             best.tolist(), scores.tolist(), by_fallback.tolist(), strict=True
         )
     )
-    num_read = min(len(history), _max_items(recommender))
+    num_read = min(len(history), _config(recommender.fn).max_items)
     return Recommendations(found, num_read, 1e3 * (time.perf_counter() - started))
 
 
@@ -142,6 +153,24 @@ def known_items(
     return items, known
 
 
+def warm_up(recommender: Recommender, *, max_history_items: int, max_k: int) -> None:
+    """Compile all that `recommend` needs for histories and `k` up to these, so that nobody waits.
+
+    Args:
+        recommender: whose items are asked for.
+        max_history_items: longest history, repeated items included.
+        max_k: most items.
+    """
+    most = min(max_k, len(recommender.item_ids) - 1)
+    if most < 1:
+        return  # `recommend` refuses every history: there is no other item
+    longest = _config(recommender.fn).max_items
+    rooms = {*ROOMS, *SIZES, longest, *_up_to(max_history_items, ROOM_TO_EXCLUDE, 2)}
+    for length in sorted({min(length, max_history_items) for length in rooms}):
+        for k in _up_to(most, FEWEST_BEAMS, 5):
+            recommend(recommender, recommender.item_ids[:1] * length, k=min(k, most))
+
+
 def _search(
     recommender: Recommender, items: np.ndarray, known: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -151,13 +180,13 @@ def _search(
         scores[known] = -np.inf
         best = np.argsort(-scores, kind="stable")[:k]
         return best, scores[best]
-    cfg = _config(recommender)
+    cfg = _config(recommender.fn)
     read = items[-cfg.max_items :]
-    # Few shapes, each of which is compiled once.
-    room = min(cfg.max_items, max(8, 1 << (len(read) - 1).bit_length()))
+    # Few shapes, each of which is compiled once: see `warm_up`.
+    room = next((size for size in ROOMS if len(read) <= size <= cfg.max_items), cfg.max_items)
     codes = np.zeros((1, room, len(cfg.sizes)), np.int32)
     codes[0, : len(read)] = recommender.ids.codes[read]
-    excluded = np.full((1, 1 << (max(8, len(known)) - 1).bit_length()), -1, np.int32)
+    excluded = np.full((1, _up_to(len(items), ROOM_TO_EXCLUDE, 2)[-1]), -1, np.int32)
     excluded[0, : len(known)] = known
     found = search_items(
         recommender.fn,
@@ -166,7 +195,7 @@ def _search(
         jnp.ones(1, jnp.int32),
         indexes=[_tree(recommender.ids)],
         level_tokens=cfg.level_tokens,
-        num_beams=max(FEWEST_BEAMS, k),
+        num_beams=_up_to(k, FEWEST_BEAMS, 5)[-1],
         available=Available(excluded=jnp.asarray(excluded)),
         context=History(jnp.asarray(codes), jnp.array([len(read)], jnp.int32)),
     )
@@ -206,12 +235,17 @@ def _check_fallback(recommender: Recommender, fallback: Fallback, k: int) -> Non
         )
 
 
-def _config(recommender: Recommender) -> Any:
-    return recommender.fn.bind(recommender.params).cfg
+def _up_to(count: int, first: int, factor: int) -> list[int]:
+    """`first` and its multiples by powers of a factor, up to one that is no less than a count."""
+    found = [first]
+    while found[-1] < count:
+        found.append(factor * found[-1])
+    return found
 
 
-def _max_items(recommender: Recommender) -> int:
-    return _config(recommender).max_items
+@functools.lru_cache(maxsize=4)
+def _config(fn: PureModule[Any]) -> Any:
+    return fn.bind(fn.shapes).cfg
 
 
 @functools.lru_cache(maxsize=4)
