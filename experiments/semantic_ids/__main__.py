@@ -15,6 +15,7 @@ COMMANDS = {
     "recommend": "items for somebody whose history is given",
     "search": "find items by text: every system ranks the whole catalogue for every query",
     "new_items": "items that no training saw: who finds them, and a fallback by vectors",
+    "serve": "the same over HTTP, for this machine alone, and on a page",
     "evaluate": "rank every item for every user: trained models and baselines in one table",
 }
 
