@@ -1,6 +1,7 @@
 """Every test sees eight CPU devices and strict array arithmetic."""
 
 import os
+import shutil
 from collections.abc import Iterator
 
 # Before the first import of jax: the device count is read once, when the backend starts.
@@ -20,13 +21,18 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Deselect nothing: mark real-data tests as skipped where no real data is named."""
-    if os.environ.get("RECIPE_JAX_DATA"):
-        return
-    missing = pytest.mark.skip(reason="RECIPE_JAX_DATA is not set")
+    """Deselect nothing: mark tests as skipped where what they need is not there.
+
+    With `RECIPE_JAX_BROWSER=required` a browser that is not there fails the tests that need it.
+    """
+    missing = {}
+    if not os.environ.get("RECIPE_JAX_DATA"):
+        missing["real_data"] = pytest.mark.skip(reason="RECIPE_JAX_DATA is not set")
+    if not shutil.which("chromium") and os.environ.get("RECIPE_JAX_BROWSER") != "required":
+        missing["browser"] = pytest.mark.skip(reason="there is no chromium on the PATH")
     for item in items:
-        if "real_data" in item.keywords:
-            item.add_marker(missing)
+        for name in missing.keys() & item.keywords.keys():
+            item.add_marker(missing[name])
 
 
 @pytest.fixture(scope="module", autouse=True)

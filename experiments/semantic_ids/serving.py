@@ -102,7 +102,7 @@ def _refuse_in_one_line(app: FastAPI) -> None:
         status: int, say: Callable[[Any], object], headers: Mapping[str, str] | None = None
     ) -> _Handler:
         def handle(_: Request, error: Any) -> JSONResponse:
-            line = " ".join(str(say(error)).split())
+            line = " ".join(str(say(error)).split()).encode(errors="backslashreplace").decode()
             return JSONResponse({"detail": line}, status, headers)
 
         return handle
@@ -116,7 +116,10 @@ def _refuse_in_one_line(app: FastAPI) -> None:
         RefusedError: refuse(422, lambda error: error),
         BusyError: refuse(503, lambda error: error, {"Retry-After": "1"}),
         400: refuse(422, unreadable),
-        Exception: refuse(500, lambda _: "the server failed: its log says why"),
+        # uvicorn closes the connection after it.
+        Exception: refuse(
+            500, lambda _: "the server failed: its log says why", {"Connection": "close"}
+        ),
     }
     for error, handler in handlers.items():
         app.add_exception_handler(error, handler)
