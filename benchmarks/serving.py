@@ -34,7 +34,7 @@ from rich.table import Table
 
 from experiments.commands import check_least
 from experiments.record import command_line, make_record, write_record
-from experiments.semantic_ids.datasets import read_dataset
+from experiments.semantic_ids.datasets import Dataset, read_dataset
 
 LONGEST = 50
 """Items of a history that the model reads."""
@@ -52,18 +52,22 @@ class Flags:
 
     Attributes:
         run: of a trained model; None to train one for a few steps.
+        data: what it was trained on: `beauty`, or a file of users.
         clients: that ask at once.
         requests: of each of them, and of one client alone.
         record: write the results to this file.
     """
 
     run: Path | None = None
+    data: str = "beauty"
     clients: int = 8
     requests: int = 100
     record: Path | None = None
 
     def __post_init__(self) -> None:
         check_least(self, clients=1, requests=1)
+        if self.run is None and self.data != "beauty":
+            raise ValueError(f"--data {self.data} needs --run, a model that was trained on it")
 
 
 def train(folder: Path) -> Path:
@@ -142,9 +146,9 @@ def measure(port: int, histories: Sequence[Sequence[str]], *, clients: int) -> d
     }
 
 
-def draw_histories(count: int, *, longest: bool) -> list[list[str]]:
+def draw_histories(dataset: Dataset, count: int, *, longest: bool) -> list[list[str]]:
     """Those of random users without their last two items, or each of `LONGEST` random items."""
-    dataset, draw = read_dataset("beauty"), random.Random(0)
+    draw = random.Random(0)
     if longest:
         return [draw.sample(dataset.item_ids, LONGEST) for _ in range(count)]
     histories = dataset.split.train
@@ -155,15 +159,14 @@ def draw_histories(count: int, *, longest: bool) -> list[list[str]]:
 def main() -> None:
     """Measure, print a table, write the record."""
     flags = tyro.cli(Flags, description=__doc__)
-    if not os.environ.get("RECIPE_JAX_DATA"):
-        sys.exit("RECIPE_JAX_DATA is not set: the benchmark asks for items of its Beauty")
-    rows = []
+    dataset, rows = read_dataset(flags.data), []
     with tempfile.TemporaryDirectory() as folder:
         run = flags.run or train(Path(folder))
         with serving(run) as port:
             for name in ("of users", f"of {LONGEST} items"):
                 for clients in (1, flags.clients):
-                    histories = draw_histories(clients * flags.requests, longest=name != "of users")
+                    count, longest = clients * flags.requests, name != "of users"
+                    histories = draw_histories(dataset, count, longest=longest)
                     measure(port, histories[: 3 * clients], clients=clients)
                     found = measure(port, histories, clients=clients)
                     rows.append({"histories": name, **found})

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from experiments.semantic_ids.embedding_retrieval import EmbeddingRetrieval, check_new_items
+from experiments.semantic_ids.sasrec_task import sasrec_scorer
 from experiments.semantic_ids.trained import Recommender
 from recipe_jax.data.history_batches import SIZES
 from recipe_jax.data.interactions import histories_of
@@ -176,7 +177,8 @@ def _search(
 ) -> tuple[np.ndarray, np.ndarray]:
     if recommender.ids is None:
         histories = histories_of(["user"], [items], ordered=True)
-        scores = recommender.scorer()(histories)[0]
+        score = sasrec_scorer(recommender.fn, recommender.params, users_at_once=1)
+        scores = score(histories)[0]
         scores[known] = -np.inf
         best = np.argsort(-scores, kind="stable")[:k]
         return best, scores[best]

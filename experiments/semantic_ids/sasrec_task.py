@@ -79,13 +79,15 @@ def sasrec_config(flags: "Flags", *, num_items: int) -> SasrecConfig:
     )
 
 
-def sasrec_scorer(fn: PureModule[Any], params: Params) -> Scorer:
+def sasrec_scorer(
+    fn: PureModule[Any], params: Params, *, users_at_once: int = USERS_AT_ONCE
+) -> Scorer:
     """A trained model as a scorer; of a long history it reads the latest items."""
     cfg: SasrecConfig = fn.bind(params).cfg
 
     def score(histories: Histories) -> Float32[np.ndarray, "u n"]:
         found = np.empty((len(histories.users), cfg.num_items), np.float32)
-        groups = padded_histories(histories, max_items=cfg.max_items, batch_size=USERS_AT_ONCE)
+        groups = padded_histories(histories, max_items=cfg.max_items, batch_size=users_at_once)
         for users, items, lengths in groups:
             scores = _last_scores(fn, params, jnp.asarray(items), jnp.asarray(lengths))
             found[users] = np.asarray(scores)[: len(users)]

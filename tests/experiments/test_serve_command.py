@@ -89,9 +89,9 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     "host", ["0.0.0.0", "::", "10.0.0.1", "example.com", "127.0.0.1.example.com"]
 )
 def test_addresses_that_others_reach_are_refused(
-    host: str, run: Path, capsys: pytest.CaptureFixture[str]
+    host: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    line = refused(capsys, "--run", run, "--host", host)
+    line = refused(capsys, "--run", tmp_path, "--host", host)  # where nothing could be served
     assert f"--host {host} must be a loopback address, such as 127.0.0.1" in line
 
 

@@ -12,8 +12,10 @@ import httpx
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from served import ITEMS, MAX_ITEMS, make_recommender, make_service, served
 
+from experiments.semantic_ids import recommending
 from experiments.semantic_ids.desk import Limits, Service
 from experiments.semantic_ids.recommending import (
     Recommendation,
@@ -22,6 +24,10 @@ from experiments.semantic_ids.recommending import (
     warm_up,
 )
 from experiments.semantic_ids.trained import Recommender
+from recipe_jax.data.interactions import histories_of
+from recipe_jax.functional import purify
+from recipe_jax.layers.transformer import TransformerConfig
+from recipe_jax.models.sasrec import Sasrec, SasrecConfig
 from recipe_jax.semantic_ids import parse_id
 
 LIMITS = Limits(max_body_bytes=4096, max_characters=80, max_history_items=20, max_k=30)
@@ -29,10 +35,13 @@ COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 @pytest.fixture(scope="module")
-def recommender() -> Recommender:
+def recommender() -> Iterator[Recommender]:
+    """Histories are padded to 4 items or to the longest, so that there is more than one way."""
     found = make_recommender()
-    warm_up(found, max_history_items=LIMITS.max_history_items, max_k=LIMITS.max_k)
-    return found
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recommending, "ROOMS", (4,))
+        warm_up(found, max_history_items=LIMITS.max_history_items, max_k=LIMITS.max_k)
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +136,25 @@ def test_repeated_items_and_long_histories_are_read(client: httpx.Client, recomm
     answer = client.post("/recommend", json={"history": longer})
     assert same(answer, recommend(recommender, longer, k=10))
     assert answer.json()["num_read"] == MAX_ITEMS
+
+
+def test_a_model_without_ids_is_served_too():
+    cfg = SasrecConfig(
+        num_items=len(ITEMS),
+        transformer=TransformerConfig(num_layers=1, embed_dim=16, num_heads=2),
+        max_items=MAX_ITEMS,
+    )
+    fn, params = purify(Sasrec(cfg, rngs=nnx.Rngs(0)))
+    model = Recommender("sasrec", fn, params, ITEMS, None, False)
+    items = np.array([3, 5, 7])
+    scores = model.scorer()(histories_of(["user"], [items], ordered=True))[0]
+    scores[items] = -np.inf
+    with asking(make_service(model)) as client:
+        answer = client.post("/recommend", json={"history": [ITEMS[i] for i in items], "k": 37})
+    found = [ITEMS.index(row["item"]) for row in answer.json()["items"]]
+    assert sorted(found) == sorted(set(range(40)) - set(items.tolist()))
+    np.testing.assert_allclose(scores[found], np.sort(scores)[::-1][:37], rtol=1e-5)
+    assert {(row["semantic_id"], *row["codes"]) for row in answer.json()["items"]} == {("",)}
 
 
 REFUSED = {
