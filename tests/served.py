@@ -38,7 +38,8 @@ def make_recommender() -> Recommender:
         max_items=MAX_ITEMS,
     )
     fn, params = purify(GenerativeRecommender(cfg, rngs=nnx.Rngs(0)))
-    return Recommender("generative_recommender", fn, params, ITEMS, ids, False)
+    seen = np.zeros(len(ITEMS), bool)
+    return Recommender("generative_recommender", fn, params, ITEMS, ids, False, seen)
 
 
 def make_service(recommender: Recommender) -> Service:

@@ -20,6 +20,8 @@ from experiments.semantic_ids.recommending import (
     FEWEST_BEAMS,
     Recommendation,
     Recommendations,
+    beams_for,
+    excluded_row,
     known_items,
 )
 from experiments.semantic_ids.text_queries import TextScorer
@@ -103,9 +105,9 @@ def recommend_for_query(recommender: LanguageRecommender, query: str, *, k: int)
             there are.
     """
     started = time.perf_counter()
-    known = np.full((1, 1), -1, np.int32)
     _check_k(k, recommender.ids.num_items)
-    return _recommend(recommender, _of_query(recommender, query), known, k, 0, started)
+    nothing = excluded_row(np.zeros(0, np.int32), 0)
+    return _recommend(recommender, _of_query(recommender, query), nothing, k, 0, started)
 
 
 def recommend_for_history(
@@ -127,9 +129,28 @@ def recommend_for_history(
     items, known = known_items(recommender.ids.items, history, k=k)
     read = items[-recommender.questions.max_items :]
     prompt = _of_history(recommender, read)
-    excluded = np.full((1, 1 << (max(8, len(known)) - 1).bit_length()), -1, np.int32)
-    excluded[0, : len(known)] = known
+    excluded = excluded_row(known, len(items))
     return _recommend(recommender, prompt, excluded, k, len(read), started)
+
+
+def warm_up_language(
+    recommender: LanguageRecommender, *, max_history_items: int, max_k: int
+) -> None:
+    """Compile all that sentences and histories need for `k` up to this, so that nobody waits.
+
+    Args:
+        recommender: whose items are asked for.
+        max_history_items: longest history, repeated items included.
+        max_k: most items.
+    """
+    none = np.zeros(0, np.int32)
+    rooms = {excluded_row(none, n).shape[1] for n in (0, max_history_items)}
+    for size in (*_PROMPT_SIZES, recommender.model.cfg.max_positions):
+        prompt = [0] * min(size, _longest_prompt(recommender))
+        for room in sorted(rooms):
+            for beams in beams_for(min(max_k, recommender.ids.num_items)):
+                excluded = np.full((1, room), -1, np.int32)
+                _search(recommender, _tree(recommender.ids), [prompt], excluded, beams)
 
 
 def history_scorer(recommender: LanguageRecommender, item_ids: Sequence[str]) -> Scorer:
@@ -198,7 +219,7 @@ def prompt_tokens(recommender: LanguageRecommender, question: str, what: str) ->
     tokens = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     start = tokenizer.convert_tokens_to_ids(START)
     tokens = tokens[: len(tokens) - tokens[::-1].index(start)]
-    most = recommender.model.cfg.max_positions - len(recommender.ids.sizes) + 1
+    most = _longest_prompt(recommender)
     if len(tokens) > most:
         raise ValueError(f"{what} makes {len(tokens)} tokens, must make at most {most}")
     return tokens
@@ -241,7 +262,7 @@ def _recommend(
     num_read: int,
     started: float,
 ) -> Recommendations:
-    beams = 1 << (max(FEWEST_BEAMS, k) - 1).bit_length()
+    beams = beams_for(k)[-1]
     found = _search(recommender, _tree(recommender.ids), [prompt], excluded, beams)
     items = tuple(
         Recommendation(
@@ -297,8 +318,8 @@ def _search(
 ) -> FoundItems:
     """Items for some prompts, padded to few shapes, each of which is compiled once."""
     longest = max(map(len, prompts))
-    most = recommender.model.cfg.max_positions - len(recommender.ids.sizes) + 1
-    size = min(next((size for size in _PROMPT_SIZES if longest <= size), longest), most)
+    most = _longest_prompt(recommender)
+    size = min(next((size for size in _PROMPT_SIZES if longest <= size), most), most)
     tokens = np.zeros((len(excluded), size), np.int32)
     lengths = np.ones(len(excluded), np.int32)
     for row, prompt in enumerate(prompts):
@@ -314,6 +335,10 @@ def _search(
         num_beams=num_beams,
         available=Available(excluded=jnp.asarray(excluded)),
     )
+
+
+def _longest_prompt(recommender: LanguageRecommender) -> int:
+    return recommender.model.cfg.max_positions - len(recommender.ids.sizes) + 1
 
 
 def _check_k(k: int, num_items: int) -> None:

@@ -168,7 +168,7 @@ def warm_up(recommender: Recommender, *, max_history_items: int, max_k: int) -> 
     longest = _config(recommender.fn).max_items
     rooms = {*ROOMS, *SIZES, longest, *_up_to(max_history_items, ROOM_TO_EXCLUDE, 2)}
     for length in sorted({min(length, max_history_items) for length in rooms}):
-        for k in _up_to(most, FEWEST_BEAMS, 5):
+        for k in beams_for(most):
             recommend(recommender, recommender.item_ids[:1] * length, k=min(k, most))
 
 
@@ -188,8 +188,7 @@ def _search(
     room = next((size for size in ROOMS if len(read) <= size <= cfg.max_items), cfg.max_items)
     codes = np.zeros((1, room, len(cfg.sizes)), np.int32)
     codes[0, : len(read)] = recommender.ids.codes[read]
-    excluded = np.full((1, _up_to(len(items), ROOM_TO_EXCLUDE, 2)[-1]), -1, np.int32)
-    excluded[0, : len(known)] = known
+    excluded = excluded_row(known, len(items))
     found = search_items(
         recommender.fn,
         recommender.params,
@@ -197,7 +196,7 @@ def _search(
         jnp.ones(1, jnp.int32),
         indexes=[_tree(recommender.ids)],
         level_tokens=cfg.level_tokens,
-        num_beams=_up_to(k, FEWEST_BEAMS, 5)[-1],
+        num_beams=beams_for(k)[-1],
         available=Available(excluded=jnp.asarray(excluded)),
         context=History(jnp.asarray(codes), jnp.array([len(read)], jnp.int32)),
     )
@@ -235,6 +234,18 @@ def _check_fallback(recommender: Recommender, fallback: Fallback, k: int) -> Non
             f"the fallback has {num_vectors} vectors, must have one for each of the model's "
             f"{len(recommender.item_ids)} items"
         )
+
+
+def beams_for(k: int) -> list[int]:
+    """Beams of the searches for up to so many items: few numbers, each of which is compiled."""
+    return _up_to(k, FEWEST_BEAMS, 5)
+
+
+def excluded_row(known: Int32[np.ndarray, "x"], length: int) -> Int32[np.ndarray, "1 room"]:
+    """Items that a search may not name, padded for histories of up to this length."""
+    row = np.full((1, _up_to(length, ROOM_TO_EXCLUDE, 2)[-1]), -1, np.int32)
+    row[0, : len(known)] = known
+    return row
 
 
 def _up_to(count: int, first: int, factor: int) -> list[int]:

@@ -2,9 +2,10 @@
 
 python -m experiments.semantic_ids serve --run runs/generative --port 7860
 
-All programs are compiled before the first request is heard.  Nobody else's machine can ask: an
-address that others reach is refused.  SIGINT or SIGTERM ends it; the last line on stdout is one
-JSON object.
+A language model of `tune` answers sentences, too; beside any other model a catalogue does, by the
+words and the vectors of its texts.  All programs are compiled before the first request is heard.
+Nobody else's machine can ask: an address that others reach is refused.  SIGINT or SIGTERM ends it;
+the last line on stdout is one JSON object.
 """
 
 import contextlib
@@ -19,7 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.commands import check_least
+from experiments.semantic_ids.catalogue_vectors import read_items
+from experiments.semantic_ids.questions import knows_questions
 from experiments.semantic_ids.recommending import recommend, warm_up
+from experiments.semantic_ids.retrieval import make_retriever
 from experiments.semantic_ids.trained import load_recommender
 
 if TYPE_CHECKING:
@@ -27,13 +31,19 @@ if TYPE_CHECKING:
 
 DEFAULT_HOST = "127.0.0.1"
 
+_COMPILING = "compiling what requests need …"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flags:
     """Which model answers, and where.
 
     Attributes:
-        run: the run folder of `train`, or its model folder.
+        run: the run folder of `train` or `tune`, or its model folder.
+        catalogue: beauty or recipes, or a table of one's own, .jsonl or .parquet: the items that
+            sentences find, where the model reads none.
+        id_field: of a table of one's own: what tells items apart.
+        text_fields: of a table of one's own: what is known of an item in words.
         host: an address of this machine that no other reaches, such as 127.0.0.1 or ::1.
         port: 0 for any that is free; the address is printed.
         page: show a page at `/`, too.
@@ -44,6 +54,9 @@ class Flags:
     """
 
     run: Path
+    catalogue: str | None = None
+    id_field: str = "id"
+    text_fields: tuple[str, ...] = ("title",)
     host: str = DEFAULT_HOST
     port: int = 7860
     page: bool = True
@@ -82,25 +95,54 @@ def run(flags: Flags) -> dict[str, Any]:
     )
     desk = None
     with contextlib.suppress(_StoppedError), _stopping(), _bound(flags) as listener:
-        desk = Desk(load_service(flags.run, limits), limits)
+        desk = Desk(load_service(flags, limits), limits)
         _serve(desk, flags, listener)
     return {"answered": 0 if desk is None else desk.num_answered}
 
 
-def load_service(run: Path, limits: "Limits") -> "Service":
+def load_service(flags: Flags, limits: "Limits") -> "Service":
     """A trained model with all that it needs compiled.
 
     Raises:
         ModelFolderError: no model there.
+        DataError: a catalogue that breaks a rule.
+        ValueError: a catalogue beside a model that reads sentences itself, or one that no sentence
+            can find anything in.
     """
     from experiments.semantic_ids.desk import Service
 
-    recommender = load_recommender(run)
-    print("compiling what requests need …", file=sys.stderr)
+    if knows_questions(flags.run):
+        if flags.catalogue is not None:
+            raise ValueError(f"--catalogue is for models that read no sentences; {flags.run} does")
+        return _language_service(flags.run, limits)
+    recommender = load_recommender(flags.run)
+    by_query = None
+    if flags.catalogue is not None:
+        items = read_items(flags.catalogue, id_field=flags.id_field, text_fields=flags.text_fields)
+        retriever = make_retriever(items, recommender.ids)
+        by_query = lambda query, k: retriever.search(query, k=k)  # noqa: E731
+    print(_COMPILING, file=sys.stderr)
     warm_up(recommender, max_history_items=limits.max_history_items, max_k=limits.max_k)
     return Service(
         num_items=len(recommender.item_ids),
         by_history=lambda history, k: recommend(recommender, history, k=k),
+        by_query=by_query,
+    )
+
+
+def _language_service(run: Path, limits: "Limits") -> "Service":
+    # Needs the extra [language], which the others do not.
+    from experiments.semantic_ids import language_recommending as language
+    from experiments.semantic_ids.desk import Service
+
+    model = language.load_language_recommender(run)
+    print(_COMPILING, file=sys.stderr)
+    language.warm_up_language(model, max_history_items=limits.max_history_items, max_k=limits.max_k)
+    by_history = lambda history, k: language.recommend_for_history(model, history, k=k)  # noqa: E731
+    return Service(
+        num_items=model.ids.num_items,
+        by_history=by_history if model.questions.history_query else None,
+        by_query=lambda query, k: language.recommend_for_query(model, query, k=k),
     )
 
 

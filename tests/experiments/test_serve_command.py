@@ -17,6 +17,8 @@ from command_line import refused as refused_of
 from served import ITEMS, make_recommender
 
 from experiments.semantic_ids.__main__ import main
+from experiments.semantic_ids.desk import Limits
+from experiments.semantic_ids.serve import Flags, load_service
 from experiments.semantic_ids.trained import save_recommender
 from recipe_jax.semantic_ids import ids_as_bytes
 
@@ -73,6 +75,19 @@ def test_it_answers_until_it_is_told_to_end(run: Path):
         assert httpx.post(f"{address}/recommend", json={"history": ["x"]}).status_code == 422
         assert httpx.get(address).status_code == 404  # no page
         assert ended(server, signal.SIGTERM) == {"answered": 1}
+
+
+def test_beside_a_model_of_histories_a_catalogue_answers_sentences(run: Path, tmp_path: Path):
+    shop = tmp_path / "shop.jsonl"
+    rows = [{"id": item, "title": f"soap number{row % 7} {item}"} for row, item in enumerate(ITEMS)]
+    shop.write_text("\n".join(map(json.dumps, rows)))
+    service = load_service(Flags(run=run, catalogue=str(shop)), Limits(max_k=5))
+    assert service.by_query is not None
+    found = service.by_query("number3", 5).items
+    assert {int(row.item.split()[1]) % 7 for row in found} == {3}
+    assert all(row.semantic_id for row in found)
+    with pytest.raises(ValueError, match="no item has any word of the query"):
+        service.by_query("zebra", 5)
 
 
 def test_it_can_be_told_to_end_while_it_compiles(run: Path):

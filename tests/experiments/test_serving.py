@@ -145,7 +145,7 @@ def test_a_model_without_ids_is_served_too():
         max_items=MAX_ITEMS,
     )
     fn, params = purify(Sasrec(cfg, rngs=nnx.Rngs(0)))
-    model = Recommender("sasrec", fn, params, ITEMS, None, False)
+    model = Recommender("sasrec", fn, params, ITEMS, None, False, np.zeros(len(ITEMS), bool))
     items = np.array([3, 5, 7])
     scores = model.scorer()(histories_of(["user"], [items], ordered=True))[0]
     scores[items] = -np.inf

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 from story_checkpoint import VOCAB_SIZE, write_checkpoint
 
 from experiments.semantic_ids.__main__ import main
+from experiments.semantic_ids.desk import Limits
 from experiments.semantic_ids.language_recommending import (
     history_scorer,
     load_language_recommender,
@@ -20,6 +21,8 @@ from experiments.semantic_ids.language_recommending import (
     recommend_for_history,
     recommend_for_query,
 )
+from experiments.semantic_ids.serve import Flags as Serve
+from experiments.semantic_ids.serve import load_service
 from recipe_jax.data.interactions import histories_of
 from recipe_jax.data.texts import read_documents, tokenize_documents
 from recipe_jax.semantic_ids import parse_id
@@ -172,6 +175,17 @@ def test_the_command_recommends(tuned, capsys):
     assert len(set(found["items"]) | {"i1", "i2"}) == 12
     line = refused(capsys, "recommend", "--run", tuned[0], "--history", "i1", "--query", "cat")
     assert line.endswith("give either --history, of one item at least, or --query")
+
+
+def test_it_is_served_to_sentences_and_histories(tuned):
+    service = load_service(Serve(run=tuned[0]), Limits(max_k=5, max_history_items=4))
+    assert service.by_query is not None and service.by_history is not None
+    recommender = load_language_recommender(tuned[0])
+    found = service.by_query(TITLES[3], 5).items
+    assert found == recommend_for_query(recommender, TITLES[3], k=5).items
+    assert service.by_history(["i3", "i4", "i5"], 1).items[0].item == "i6"
+    with pytest.raises(ValueError, match="--catalogue is for models that read no sentences"):
+        load_service(Serve(run=tuned[0], catalogue="beauty"), Limits())
 
 
 def test_with_adapters_not_a_bit_of_the_known_words_moves(checkpoint, examples, tmp_path, capsys):
