@@ -187,7 +187,9 @@ def choose(
     tables = {name: standardized(score(asked.queries)) for name, score in scorers.items()}
 
     def weighed(weights: Mapping[str, float]) -> float:
-        total = np.sum([weight * tables[name] for name, weight in weights.items()], axis=0)
+        total = np.zeros((len(asked.queries), len(asked.items.ids)), np.float32)
+        for name, weight in weights.items():
+            total += weight * tables[name]
         ranks = text_ranks(lambda queries: total, asked, queries_at_once=len(total))
         return record("blend", ranks, weights=dict(weights))
 
