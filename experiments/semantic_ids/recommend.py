@@ -46,7 +46,7 @@ class Flags:
     k: int = 10
     new_share: float | None = None
     vectors: Path | None = None
-    decay: float = 0.65
+    decay: float = 0.5
 
     def __post_init__(self) -> None:
         check_least(self, k=1, decay=0.0)
