@@ -3,8 +3,9 @@
 python -m experiments.semantic_ids vectors --catalogue beauty --histories beauty --out vectors.npz
 
 Codes of such vectors say which items people take together, and not only which are described alike.
-Of each user the items that are left out for validation and test are not looked at.  The last line
-on stdout is one JSON object.
+Of each user the items that are left out for validation and test are not looked at.  Histories tell
+of every item in them: the vectors are not for `quantize --new-items`.  The last line on stdout is
+one JSON object.
 """
 
 import dataclasses
