@@ -55,6 +55,7 @@ class Flags:
         data: what it was trained on: `beauty`, or a file of users.
         clients: that ask at once.
         requests: of each of them, and of one client alone.
+        at_once: requests that the server computes at the same time; the first is that of the goal.
         record: write the results to this file.
     """
 
@@ -62,10 +63,13 @@ class Flags:
     data: str = "beauty"
     clients: int = 8
     requests: int = 100
+    at_once: tuple[int, ...] = (1, 2)
     record: Path | None = None
 
     def __post_init__(self) -> None:
         check_least(self, clients=1, requests=1)
+        if not self.at_once or min(self.at_once) < 1:
+            raise ValueError(f"--at-once {self.at_once} must be at least 1 each, of one or more")
         if self.run is None and self.data != "beauty":
             raise ValueError(f"--data {self.data} needs --run, a model that was trained on it")
 
@@ -84,11 +88,11 @@ def _command(*words: str) -> None:
 
 
 @contextlib.contextmanager
-def serving(run: Path) -> Iterator[int]:
+def serving(run: Path, *flags: str) -> Iterator[int]:
     """The port at which a server answers, until the end."""
     command = [sys.executable, "-m", "experiments.semantic_ids", "serve", "--run", str(run)]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    server = subprocess.Popen([*command, "--port", "0"], **options)
+    server = subprocess.Popen([*command, "--port", "0", *flags], **options)
     assert server.stderr is not None
     try:
         for line in server.stderr:
@@ -156,21 +160,29 @@ def draw_histories(dataset: Dataset, count: int, *, longest: bool) -> list[list[
     return [[dataset.item_ids[item] for item in histories.items_of(user)] for user in users]
 
 
+def measure_server(flags: Flags, run: Path, dataset: Dataset, at_once: int) -> list[dict[str, Any]]:
+    """A row for each kind of history and number of clients."""
+    rows = []
+    with serving(run, "--max-at-once", str(at_once)) as port:
+        for name in ("of users", f"of {LONGEST} items"):
+            for clients in (1, flags.clients):
+                count, longest = clients * flags.requests, name != "of users"
+                histories = draw_histories(dataset, count, longest=longest)
+                measure(port, histories[: 3 * clients], clients=clients)
+                found = measure(port, histories, clients=clients)
+                rows.append({"at_once": at_once, "histories": name, **found})
+    return rows
+
+
 def main() -> None:
     """Measure, print a table, write the record."""
     flags = tyro.cli(Flags, description=__doc__)
     dataset, rows = read_dataset(flags.data), []
     with tempfile.TemporaryDirectory() as folder:
         run = flags.run or train(Path(folder))
-        with serving(run) as port:
-            for name in ("of users", f"of {LONGEST} items"):
-                for clients in (1, flags.clients):
-                    count, longest = clients * flags.requests, name != "of users"
-                    histories = draw_histories(dataset, count, longest=longest)
-                    measure(port, histories[: 3 * clients], clients=clients)
-                    found = measure(port, histories, clients=clients)
-                    rows.append({"histories": name, **found})
-    table = Table("histories", "clients", "p50, ms", "p95", "p99", "requests a second")
+        for at_once in flags.at_once:
+            rows += measure_server(flags, run, dataset, at_once)
+    table = Table("at once", "histories", "clients", "p50, ms", "p95", "p99", "requests a second")
     for row in rows:
         table.add_row(*(str(value) for name, value in row.items() if name != "n"))
     Console(file=sys.stderr).print(table)

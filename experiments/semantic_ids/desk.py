@@ -23,6 +23,7 @@ class Limits:
         max_characters: of a query, and of an item's name.
         max_history_items: of a history, repeated items included.
         max_k: items that are recommended.
+        max_at_once: requests that are computed at the same time.
         max_waiting: requests that are being answered or wait for it.
         seconds: in which a body must arrive, and after it an answer must be there.
     """
@@ -31,6 +32,7 @@ class Limits:
     max_characters: int = 500
     max_history_items: int = 256
     max_k: int = 100
+    max_at_once: int = 1
     max_waiting: int = 64
     seconds: float = 10.0
 
@@ -100,10 +102,9 @@ class BusyError(RefusedError):
 
 
 class Desk:
-    """Answers requests one at a time, in the order in which they came.
+    """Answers requests in the order in which they came.
 
-    They are computed in a thread beside the one that talks to clients.  Two at a time, measured on
-    two cores, take longer: JAX uses both for one.
+    They are computed in threads beside the one that talks to clients.
 
     Args:
         service: what is asked.
@@ -115,7 +116,7 @@ class Desk:
 
     def __init__(self, service: Service, limits: Limits):
         self.service, self.limits, self.num_answered = service, limits, 0
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="desk")
+        self._workers = ThreadPoolExecutor(limits.max_at_once, thread_name_prefix="desk")
         self._waiting: set[Future[Any]] = set()
 
     async def answer(self, ask: Ask) -> Answer:
@@ -129,7 +130,7 @@ class Desk:
         if len(self._waiting) >= self.limits.max_waiting:
             raise BusyError(f"{len(self._waiting)} requests are waiting: ask again later")
         asked = time.perf_counter()
-        future = self._worker.submit(_timed, compute)
+        future = self._workers.submit(_timed, compute)
         self._waiting.add(future)
         future.add_done_callback(self._waiting.discard)
         try:
@@ -157,7 +158,7 @@ class Desk:
 
     def close(self) -> None:
         """Answer nothing more."""
-        self._worker.shutdown(cancel_futures=True)
+        self._workers.shutdown(cancel_futures=True)
 
     def _function_for(self, ask: Ask) -> Callable[[], Recommendations]:
         """What answers a request that is within the limits."""

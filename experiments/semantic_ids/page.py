@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 import gradio as gr
+from gradio.themes import Base
 
 from experiments.semantic_ids.desk import Ask, Desk, RefusedError
 
@@ -22,7 +23,7 @@ def add_page(app: "FastAPI", desk: Desk) -> None:
         app,
         make_page(desk),
         path="/",
-        theme=gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+        theme=Base(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
         footer_links=[],
         run_history=False,
         show_error=False,

@@ -49,6 +49,7 @@ class Flags:
         page: show a page at `/`, too.
         max_k: most items that a request may ask for.
         max_history_items: longest history, of which the model reads the latest items.
+        max_at_once: requests that are computed at the same time.
         max_waiting: requests that are being answered or wait for it; others are sent away.
         seconds: in which an answer must be there.
     """
@@ -62,11 +63,13 @@ class Flags:
     page: bool = True
     max_k: int = 100
     max_history_items: int = 256
+    max_at_once: int = 1
     max_waiting: int = 64
     seconds: float = 10.0
 
     def __post_init__(self) -> None:
-        check_least(self, max_k=1, max_history_items=1, max_waiting=1)
+        check_least(self, max_k=1, max_history_items=1)
+        check_least(self, max_at_once=1, max_waiting=1)
         if not 0 < self.seconds < float("inf"):
             raise ValueError(f"--seconds {self.seconds} must be above 0 and finite")
         if not 0 <= self.port < 65_536:
@@ -90,6 +93,7 @@ def run(flags: Flags) -> dict[str, Any]:
     limits = Limits(
         max_k=flags.max_k,
         max_history_items=flags.max_history_items,
+        max_at_once=flags.max_at_once,
         max_waiting=flags.max_waiting,
         seconds=flags.seconds,
     )
