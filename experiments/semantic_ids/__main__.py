@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from experiments.commands import run_command
 
 COMMANDS = {
+    "demo": "from a catalogue and its users to recommendations, in minutes",
     "vectors": "vectors of items from their texts and from who took what",
     "quantize": "fit a quantizer to a catalogue and give every item its codes",
     "examples": "write what a language model learns about items that have codes",
