@@ -4,6 +4,8 @@ import errno
 import json
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import nltk.data
@@ -171,7 +173,9 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[PrepareReport, Path]
         pytest.skip(f"NLTK has no {TAGGER}")
     out = tmp_path_factory.mktemp("prepared")
     path = Path(os.environ["RECIPE_JAX_DATA"]) / "recipes/recipes.jsonl.zst"
-    return prepare(path, out, limit=300, processes=2), out
+    # In a process of its own: the peak of this one is that of all tests before.
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as own:
+        return own.submit(prepare, path, out, limit=300, processes=2).result(), out
 
 
 @pytest.mark.real_data
