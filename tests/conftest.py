@@ -39,8 +39,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def programs_of_one_file() -> Iterator[None]:
     """Forget compiled programs after each file of tests.
 
-    Each holds memory maps, of which Linux allows a process 65,530 by default: with those of some
-    3,000 tests XLA dies of a segmentation fault.
+    Each holds memory maps, of which Linux allows a process 65,530 by default, and memory: 416 tests
+    came to 7,876 maps and 3.2 GB.  Where nothing was forgotten, a process that had run about half
+    of all tests died of a segmentation fault.
     """
     yield
     jax.clear_caches()

@@ -222,16 +222,7 @@ def train(
     mesh: Mesh,
 ) -> FitResult:
     """Fit the trained parameters in the run folder."""
-    fn = model.fn
-    schedule = warmup_cosine(
-        flags.learning_rate, warmup_steps=min(100, flags.steps // 10 + 1), num_steps=flags.steps
-    )
-    adamw = optax.chain(
-        optax.clip_by_global_norm(1.0),
-        optax.adamw(schedule, b2=0.95, weight_decay=flags.weight_decay, mask=_matrices),
-    )
-    whole = all(part is True for part in jax.tree.leaves(trained))
-    optimizer = adamw if whole else train_only(adamw, trained)
+    fn, optimizer = model.fn, make_optimizer(flags, trained)
 
     def objective(params: Any, batch: TokenBatch, key: jax.Array) -> tuple[Any, Any]:
         terms = next_token_loss(fn.bind(hold_fixed(params, trained)), batch, key)
@@ -278,6 +269,19 @@ def train(
         evaluate=lambda state: validate(state.params),
         mesh=mesh,
     )
+
+
+def make_optimizer(flags: Flags, trained: Any) -> optax.GradientTransformation:
+    """AdamW with clipped gradients, of the trained parameters alone."""
+    schedule = warmup_cosine(
+        flags.learning_rate, warmup_steps=min(100, flags.steps // 10 + 1), num_steps=flags.steps
+    )
+    adamw = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(schedule, b2=0.95, weight_decay=flags.weight_decay, mask=_matrices),
+    )
+    whole = all(part is True for part in jax.tree.leaves(trained))
+    return adamw if whole else train_only(adamw, trained)
 
 
 def _matrices(params: Any) -> Any:

@@ -52,25 +52,29 @@ class Flags:
 
 def run(flags: Flags) -> dict[str, Any]:
     """Run the commands one after the other, and ask the model for one user."""
-    place, made = flags.run, {"run": flags.run / "codes", "seed": flags.seed}
+    place = flags.run
     if os.environ.get("RECIPE_JAX_DATA"):
         catalogue = histories = "beauty"
-        shape = {"dim": 256, "history_dim": 128}
-        codes = {"num_codes": 256}
+        dim, history_dim, num_codes = 256, 128, 256
     else:
         print("RECIPE_JAX_DATA is not set: the shop is made up", file=sys.stderr)
         catalogue, histories = write_shop(place, seed=flags.seed)
-        shape, codes = {"dim": 16, "history_dim": 16}, {"num_codes": 12}
+        dim, history_dim, num_codes = 16, 16, 12
     both = place / "vectors.npz"
-    vectors.run(vectors.Flags(catalogue=catalogue, histories=histories, out=both, **shape))
+    vectors.run(
+        vectors.Flags(
+            catalogue=catalogue, histories=histories, out=both, dim=dim, history_dim=history_dim
+        )
+    )
     quantize.run(
         quantize.Flags(
             catalogue=catalogue,
             vectors=both,
             method="residual-kmeans",
             scaling="none",
-            **codes,
-            **made,
+            num_codes=num_codes,
+            run=place / "codes",
+            seed=flags.seed,
         )
     )
     learned = train.run(

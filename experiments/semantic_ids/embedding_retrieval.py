@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float32
 from experiments.semantic_ids.baselines import recency_weights
 from experiments.semantic_ids.protocol import Scorer, item_bits
 from recipe_jax.data.interactions import Histories
+from recipe_jax.data.unit_rows import unit_rows
 from recipe_jax.reserved_places import mix_in, reserved_places, top_items
 
 
@@ -31,14 +32,14 @@ class EmbeddingRetrieval:
         """Scores of every item, one row a user; zeros where a history says nothing."""
         num_items = len(self.vectors)
         weights = recency_weights(histories, num_items=num_items, decay=self.decay)
-        return _of_unit_length(weights @ self.vectors) @ self.vectors.T
+        return unit_rows(weights @ self.vectors) @ self.vectors.T
 
 
 def fit_embedding_retrieval(
     vectors: Float32[np.ndarray, "n d"], *, decay: float = 1.0
 ) -> EmbeddingRetrieval:
     """Retrieval by vectors of any length; the zero vector is like no other."""
-    return EmbeddingRetrieval(vectors=_of_unit_length(vectors), decay=decay)
+    return EmbeddingRetrieval(vectors=unit_rows(vectors), decay=decay)
 
 
 def with_fallback(
@@ -94,8 +95,3 @@ def check_new_items(is_new: Bool[np.ndarray, "n"]) -> None:
             f"none of {len(is_new)} items is new, so there is nothing to fall back on: train with "
             "--new-items"
         )
-
-
-def _of_unit_length(vectors: Float32[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(lengths > 0, lengths, 1.0)

@@ -34,7 +34,9 @@ from recipe_jax.item_beam_search import Available, FoundItems, search_items
 from recipe_jax.prefix_index import PrefixIndex, build_prefix_index
 from recipe_jax.semantic_ids import START, SemanticIds, format_id, id_tokens, read_ids
 
-_PROMPT_SIZES = (64, 128, 192, 256, 384, 512)
+_PROMPT_SIZES = (64, 128, 192, 256, 384, 512, 1024)
+"""Padded lengths of prompts; beyond them the next power of two."""
+
 _ROWS_AT_ONCE = 32
 
 
@@ -136,7 +138,9 @@ def recommend_for_history(
 def warm_up_language(
     recommender: LanguageRecommender, *, max_history_items: int, max_k: int
 ) -> None:
-    """Compile all that sentences and histories need for `k` up to this, so that nobody waits.
+    """Compile what sentences and histories need for `k` up to this, so that nobody waits.
+
+    Prompts of more than 1,024 tokens are compiled when the first of them is asked.
 
     Args:
         recommender: whose items are asked for.
@@ -145,8 +149,8 @@ def warm_up_language(
     """
     none = np.zeros(0, np.int32)
     rooms = {excluded_row(none, n).shape[1] for n in (0, max_history_items)}
-    for size in (*_PROMPT_SIZES, recommender.model.cfg.max_positions):
-        prompt = [0] * min(size, _longest_prompt(recommender))
+    for size in sorted({min(size, _longest_prompt(recommender)) for size in _PROMPT_SIZES}):
+        prompt = [0] * size
         for room in sorted(rooms):
             for beams in beams_for(min(max_k, recommender.ids.num_items)):
                 excluded = np.full((1, room), -1, np.int32)
@@ -319,7 +323,8 @@ def _search(
     """Items for some prompts, padded to few shapes, each of which is compiled once."""
     longest = max(map(len, prompts))
     most = _longest_prompt(recommender)
-    size = min(next((size for size in _PROMPT_SIZES if longest <= size), most), most)
+    doubled = 1 << (longest - 1).bit_length()
+    size = min(next((size for size in _PROMPT_SIZES if longest <= size), doubled), most)
     tokens = np.zeros((len(excluded), size), np.int32)
     lengths = np.ones(len(excluded), np.int32)
     for row, prompt in enumerate(prompts):

@@ -16,6 +16,7 @@ from experiments.semantic_ids.text_queries import TaskName, TextQueries, TextSco
 from recipe_jax.data.bm25 import Bm25, Bm25Config, WordMatrix, fit_bm25
 from recipe_jax.data.files import DataError
 from recipe_jax.data.text_vectors import TextVectorsConfig, fit_text_vectors
+from recipe_jax.data.unit_rows import unit_rows
 from recipe_jax.data.vector_cache import cached_vectors
 
 
@@ -89,9 +90,7 @@ def encoded_texts(texts: Sequence[str], encoder: Path) -> NearestTexts:
     model = load_sentence_encoder(encoder)
 
     def encode(texts: Sequence[str]) -> Float32[np.ndarray, "u e"]:
-        rows = model.encode(list(texts))
-        lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-        return rows / np.where(lengths > 0, lengths, 1.0)
+        return unit_rows(model.encode(list(texts)))
 
     kept = cached_vectors(
         texts, encode, fingerprint=f"{model.fingerprint} unit", folder=encoder / "vectors"

@@ -18,9 +18,10 @@ import numpy as np
 from experiments.commands import check_least, check_seed
 from experiments.semantic_ids.catalogue_vectors import read_items
 from experiments.semantic_ids.datasets import read_dataset
-from recipe_jax.data.co_occurrence import co_occurrence_vectors, unit_rows
+from recipe_jax.data.co_occurrence import co_occurrence_vectors
 from recipe_jax.data.files import DataError, replace_file
 from recipe_jax.data.text_vectors import TextVectorsConfig, fit_text_vectors
+from recipe_jax.data.unit_rows import unit_rows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,8 @@ def run(flags: Flags) -> dict[str, Any]:
         )
     texts = fit_text_vectors(items.texts, TextVectorsConfig(dim=flags.dim)).encode(items.texts)
     deviation = texts.std(axis=0)
-    texts = unit_rows((texts - texts.mean(axis=0)) / np.where(deviation > 0, deviation, 1.0))
+    texts = (texts - texts.mean(axis=0)) / np.where(deviation > 0, deviation, 1.0)
+    texts = unit_rows(texts, least=1e-6)
     together = co_occurrence_vectors(
         dataset.split.train,
         num_items=len(dataset.item_ids),

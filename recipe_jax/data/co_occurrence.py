@@ -2,10 +2,11 @@
 
 import numpy as np
 import scipy.sparse
-from jaxtyping import Float, Float32
+from jaxtyping import Float32
 from sklearn.utils.extmath import randomized_svd
 
 from recipe_jax.data.interactions import Histories
+from recipe_jax.data.unit_rows import unit_rows
 
 
 def co_occurrence_vectors(
@@ -39,13 +40,7 @@ def co_occurrence_vectors(
     scale = 1.0 / np.sqrt(np.maximum(counts.sum(axis=1), 1e-12))
     scaled = scipy.sparse.dia_array((scale[None], [0]), shape=counts.shape)
     left, values, _ = randomized_svd(scaled @ counts @ scaled, dim, random_state=seed)
-    return unit_rows(left * np.sqrt(values))
-
-
-def unit_rows(rows: Float[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:
-    """Rows divided by their lengths; a row of zeros stays one."""
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return (rows / np.where(lengths > 1e-6, lengths, np.inf)).astype(np.float32)
+    return unit_rows(left * np.sqrt(values), least=1e-6).astype(np.float32)
 
 
 def _counts(histories: Histories, num_items: int, decay: float) -> scipy.sparse.csr_array:

@@ -17,6 +17,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from recipe_jax.data.array_files import read_arrays
 from recipe_jax.data.files import DataError, replace_file
+from recipe_jax.data.unit_rows import unit_rows
 
 WORD = r"\b\w+\b"
 """What a word is, as scikit-learn takes it: a run of letters and digits; case is lost before."""
@@ -83,9 +84,7 @@ class TextVectors:
         zero vector.
         """
         vectors = self._vectorizer.transform(texts) @ self.term_vectors
-        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        vectors /= np.where(lengths > _ROUNDING, lengths, np.inf)
-        return vectors
+        return unit_rows(vectors, least=_ROUNDING)
 
     @functools.cached_property
     def fingerprint(self) -> str:

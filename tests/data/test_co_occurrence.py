@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from recipe_jax.data.co_occurrence import co_occurrence_vectors, unit_rows
+from recipe_jax.data.co_occurrence import co_occurrence_vectors
 from recipe_jax.data.interactions import Histories, histories_of
+from recipe_jax.data.unit_rows import unit_rows
 
 ROWS = [[0, 1, 2], [1, 0, 3], [2, 4, 2], [5, 6], [6, 5, 6], [7]]
 
