@@ -63,7 +63,7 @@ class Flags:
     data: str = "beauty"
     clients: int = 8
     requests: int = 100
-    at_once: tuple[int, ...] = (1, 2)
+    at_once: tuple[int, ...] = (2, 1)
     record: Path | None = None
 
     def __post_init__(self) -> None:

@@ -32,7 +32,7 @@ class Limits:
     max_characters: int = 500
     max_history_items: int = 256
     max_k: int = 100
-    max_at_once: int = 1
+    max_at_once: int = 2
     max_waiting: int = 64
     seconds: float = 10.0
 

@@ -11,7 +11,7 @@ from jaxtyping import Float32
 from experiments.semantic_ids.codes_file import read_codes
 from experiments.semantic_ids.datasets import Dataset, new_items
 from experiments.semantic_ids.protocol import Scorer
-from experiments.semantic_ids.tasks import Task
+from experiments.semantic_ids.tasks import Task, positions_of
 from recipe_jax.batches import NextItemBatch
 from recipe_jax.data.history_batches import next_item_batches, padded_histories
 from recipe_jax.data.interactions import Histories
@@ -19,7 +19,6 @@ from recipe_jax.functional import Params, PureModule
 from recipe_jax.item_beam_search import Available, search_items
 from recipe_jax.item_scores import score_items
 from recipe_jax.layers.attention import Attend
-from recipe_jax.layers.positions import Rope
 from recipe_jax.layers.transformer import TransformerConfig
 from recipe_jax.models.generative_recommender import (
     GenerativeRecommender,
@@ -51,13 +50,15 @@ def make_generative_task(flags: "Flags", histories: Histories, dataset: Dataset)
         dataset: whose items need codes.
 
     Raises:
-        ValueError: no codes given, codes that are not of all these items, or codes of new items
-            by a quantizer that saw them.
+        ValueError: no codes given, codes that are not of all these items, codes of new items by a
+            quantizer that saw them, or learned positions, which this model has not.
     """
     if flags.codes is None:
         raise ValueError(
             "--model generative needs --codes, a run folder of quantize with codes of all items"
         )
+    if flags.positions == "learned":
+        raise ValueError("--positions learned are of sasrec alone: take none, rope or alibi")
     unseen = new_items(dataset.item_ids) if flags.new_items else None
     ids = read_codes(flags.codes, dataset.item_ids, unseen=unseen)
     cfg = GenerativeRecommenderConfig(
@@ -69,7 +70,12 @@ def make_generative_task(flags: "Flags", histories: Histories, dataset: Dataset)
             dropout_rate=flags.dropout,
         ),
         encoder_layers=flags.encoder_layers,
-        positions=Rope(),
+        positions=positions_of(
+            flags.positions,
+            default="rope",
+            ordered=histories.ordered,
+            max_items=flags.max_items,
+        ),
         max_items=flags.max_items,
     )
     codes = jnp.asarray(ids.codes)

@@ -11,13 +11,12 @@ from jaxtyping import Float, Float32
 
 from experiments.semantic_ids.datasets import Dataset
 from experiments.semantic_ids.protocol import Scorer
-from experiments.semantic_ids.tasks import Task
+from experiments.semantic_ids.tasks import Task, positions_of
 from recipe_jax.batches import NextItemBatch
 from recipe_jax.data.history_batches import next_item_batches, padded_histories
 from recipe_jax.data.interactions import Histories
 from recipe_jax.functional import Params, PureModule
 from recipe_jax.layers.attention import Attend
-from recipe_jax.layers.positions import Alibi, Learned, NoPositions, Rope
 from recipe_jax.layers.transformer import TransformerConfig
 from recipe_jax.models.sasrec import Sasrec, SasrecConfig, next_item_loss
 from recipe_jax.sharding import process_share
@@ -36,7 +35,7 @@ def make_sasrec_task(flags: "Flags", histories: Histories, dataset: Dataset) -> 
         histories: to learn from.
         dataset: whose items are scored.
     """
-    cfg = sasrec_config(flags, num_items=len(dataset.item_ids))
+    cfg = sasrec_config(flags, num_items=len(dataset.item_ids), ordered=histories.ordered)
 
     def make(attend: Attend) -> Sasrec:
         return Sasrec(cfg, attend=attend, rngs=nnx.Rngs(flags.seed))
@@ -57,14 +56,8 @@ def make_sasrec_task(flags: "Flags", histories: Histories, dataset: Dataset) -> 
     return Task(cfg, make, batches, loss, sasrec_scorer)
 
 
-def sasrec_config(flags: "Flags", *, num_items: int) -> SasrecConfig:
+def sasrec_config(flags: "Flags", *, num_items: int, ordered: bool) -> SasrecConfig:
     """The shape that the flags name."""
-    positions: dict[str, NoPositions] = {
-        "none": NoPositions(),
-        "learned": Learned(flags.max_items),
-        "rope": Rope(),
-        "alibi": Alibi(),
-    }
     return SasrecConfig(
         num_items=num_items,
         transformer=TransformerConfig(
@@ -73,7 +66,9 @@ def sasrec_config(flags: "Flags", *, num_items: int) -> SasrecConfig:
             num_heads=flags.num_heads,
             dropout_rate=flags.dropout,
         ),
-        positions=positions[flags.positions],
+        positions=positions_of(
+            flags.positions, default="learned", ordered=ordered, max_items=flags.max_items
+        ),
         max_items=flags.max_items,
         temperature=flags.temperature,
     )

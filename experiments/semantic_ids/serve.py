@@ -63,7 +63,7 @@ class Flags:
     page: bool = True
     max_k: int = 100
     max_history_items: int = 256
-    max_at_once: int = 1
+    max_at_once: int = 2
     max_waiting: int = 64
     seconds: float = 10.0
 

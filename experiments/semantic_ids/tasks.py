@@ -2,7 +2,7 @@
 
 import types
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 from flax import nnx
@@ -10,9 +10,12 @@ from flax import nnx
 from experiments.semantic_ids.protocol import Scorer
 from recipe_jax.functional import Params, PureModule
 from recipe_jax.layers.attention import Attend
+from recipe_jax.layers.positions import Alibi, Learned, NoPositions, Rope
 
 Loss: TypeAlias = Callable[[Any, Any, jax.Array | None], tuple[jax.Array, jax.Array]]
 """`(module, batch, key)` -> nats of each row, and how many targets they are of."""
+
+PositionsName: TypeAlias = Literal["none", "learned", "rope", "alibi"]
 
 
 class Task(NamedTuple):
@@ -33,3 +36,28 @@ class Task(NamedTuple):
     loss: Loss
     scorer: Callable[[PureModule[Any], Params], Scorer]
     files: Mapping[str, bytes] = types.MappingProxyType({})
+
+
+def positions_of(
+    name: PositionsName | None, *, default: PositionsName, ordered: bool, max_items: int
+) -> NoPositions:
+    """How a model knows an item's place in its history.
+
+    Args:
+        name: as it was asked for.
+        default: of the model, for histories.
+        ordered: whether it learns from histories; else from sets, in which nothing has a place.
+        max_items: of the longest history.
+
+    Raises:
+        ValueError: places asked for in sets.
+    """
+    if not ordered and name not in (None, "none"):
+        raise ValueError(f"--positions {name} must be none: the data are sets, which have no order")
+    positions: dict[str, NoPositions] = {
+        "none": NoPositions(),
+        "learned": Learned(max_items),
+        "rope": Rope(),
+        "alibi": Alibi(),
+    }
+    return positions[name or (default if ordered else "none")]

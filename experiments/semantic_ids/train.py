@@ -27,7 +27,7 @@ from experiments.semantic_ids.datasets import Dataset, new_items, read_dataset, 
 from experiments.semantic_ids.generative_task import make_generative_task
 from experiments.semantic_ids.protocol import evaluate_ranking
 from experiments.semantic_ids.sasrec_task import make_sasrec_task
-from experiments.semantic_ids.tasks import Task
+from experiments.semantic_ids.tasks import PositionsName, Task
 from experiments.semantic_ids.trained import new_items_file, save_recommender
 from recipe_jax.data.interactions import Histories, without_items
 from recipe_jax.functional import PureModule, abstract, num_parameters
@@ -70,7 +70,8 @@ class Flags:
         encoder_layers: blocks of the encoder of a generative model.
         num_heads: attention heads.
         dropout: of embeddings and of the blocks' sublayers.
-        positions: how the model knows an item's place in its history.
+        positions: how the model knows an item's place in its history; if not given, learned vectors
+            for sasrec, rope for generative, and none for sets.
         temperature: of the cosine between states and items; None for their plain product.
         learning_rate: peak of the schedule.
         weight_decay: times the learning rate.
@@ -98,7 +99,7 @@ class Flags:
     encoder_layers: int = 2
     num_heads: int = 2
     dropout: float = 0.5
-    positions: Literal["none", "learned", "rope", "alibi"] = "learned"
+    positions: PositionsName | None = None
     temperature: float | None = 0.07
     learning_rate: float = 3e-3
     weight_decay: float = 0.0

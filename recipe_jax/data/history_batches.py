@@ -1,5 +1,6 @@
 """Item histories to batches: packed for learning the next item, padded for asking for it."""
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ import numpy as np
 from jaxtyping import Int32, Int64
 
 from recipe_jax.batches import NextItemBatch
-from recipe_jax.data.interactions import Histories
+from recipe_jax.data.interactions import Histories, in_random_order
 from recipe_jax.data.packing import PackingPlan, TokenSequences, make_batch, split_long
 
 SIZES = (8, 16, 32, 50)
@@ -42,23 +43,32 @@ def next_item_batches(
     Batch `i` is a pure function of the histories, the seed and `i`.  A history of more than
     `max_items + 1` items is cut into pieces of which each begins with the last item of the one
     before, so that every item but a user's first is a target once an epoch; users with one item
-    are left out.
+    are left out.  Sets are histories in an order that is drawn anew for each pass over them.
 
     Args:
-        histories: to learn from, in order.
+        histories: to learn from.
         max_items: items of a row, and the most that a prediction sees.
         batch_size: rows of a batch.
         seed: of packing and shuffling.
         share: the rows of a batch that this process reads; all of them by default.
 
     Raises:
-        ValueError: histories without an order, or fewer items than a batch holds.
+        ValueError: fewer items than a batch holds.
     """
-    inputs, targets = _pairs(histories, max_items)
-    plan = PackingPlan(inputs, num_tokens=max_items, batch_size=batch_size, seed=seed)
+
+    @functools.lru_cache(maxsize=2)
+    def pairs(epoch: int) -> tuple[TokenSequences, TokenSequences]:
+        rows = histories
+        if not histories.ordered:
+            rows = in_random_order(histories, seed=seed, draw=epoch)
+        return _pairs(rows, max_items)
+
+    plan = PackingPlan(pairs(0)[0], num_tokens=max_items, batch_size=batch_size, seed=seed)
 
     def make(index: int) -> NextItemBatch:
         rows = plan.batch(index)
+        # Whatever their order, sets come in pieces of the same lengths.
+        inputs, targets = pairs(0 if histories.ordered else index // plan.batches_per_epoch)
         packed = make_batch(inputs, rows, max_items)
         following = make_batch(targets, rows, max_items)
         batch = NextItemBatch(packed.tokens, following.tokens, packed.segments, packed.positions)
@@ -71,7 +81,7 @@ def next_item_batches(
 def padded_histories(
     histories: Histories, *, max_items: int, batch_size: int
 ) -> Iterator[PaddedHistories]:
-    """The latest items of every user, users with short histories first.
+    """The latest items of every user, users with short histories first; random ones of a set.
 
     Args:
         histories: of at least one item each.
@@ -79,8 +89,10 @@ def padded_histories(
         batch_size: rows of a batch; the last is filled with rows of one item.
 
     Raises:
-        ValueError: histories without an order, or a user without items.
+        ValueError: a user without items.
     """
+    if not histories.ordered:
+        histories = in_random_order(histories, seed=0)
     recent = histories.latest(max_items)
     lengths = recent.lengths
     if len(lengths) and not lengths.min():
@@ -100,8 +112,6 @@ def padded_histories(
 
 def _pairs(histories: Histories, max_items: int) -> tuple[TokenSequences, TokenSequences]:
     """Pieces of histories without their last items, and without their first."""
-    if not histories.ordered:
-        raise ValueError("histories without an order have no next item")
     whole = TokenSequences(
         histories.items, np.ones(len(histories.items), np.float32), histories.offsets
     )

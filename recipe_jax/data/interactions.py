@@ -253,11 +253,34 @@ def random_leave_one_out(histories: Histories, *, seed: int) -> Split:
     """
     if histories.ordered:
         raise ValueError("random_leave_one_out would learn from the future: take leave_last_out")
-    turns = []
+    return _leave_out(histories, np.concatenate(_drawn_orders(histories, str(seed))))
+
+
+def in_random_order(histories: Histories, *, seed: int, draw: int = 0) -> Histories:
+    """Sets as histories: each user's items in an order that depends on seed, draw and user alone.
+
+    Args:
+        histories: sets of items.
+        seed: of all draws.
+        draw: which of the orders, such as the pass over the data.
+
+    Raises:
+        ValueError: histories that have an order.
+    """
+    if histories.ordered:
+        raise ValueError("in_random_order would lose the order of these histories: it is for sets")
+    orders = _drawn_orders(histories, f"{seed} order {draw}")
+    rows = [histories.items_of(user)[order] for user, order in enumerate(orders)]
+    return histories_of(histories.users, rows, ordered=True)
+
+
+def _drawn_orders(histories: Histories, draw: str) -> list[Int64[np.ndarray, "length"]]:
+    """A permutation of each user's items, whichever other users there are."""
+    orders = []
     for user, length in zip(histories.users, histories.lengths, strict=True):
-        digest = hashlib.sha1(f"{seed} {user}".encode()).digest()
-        turns.append(np.random.default_rng(list(digest)).permutation(length))
-    return _leave_out(histories, np.concatenate(turns))
+        digest = hashlib.sha1(f"{draw} {user}".encode()).digest()
+        orders.append(np.random.default_rng(list(digest)).permutation(length))
+    return orders
 
 
 def _leave_out(histories: Histories, turns: Int64[np.ndarray, "total"]) -> Split:

@@ -60,9 +60,46 @@ def test_the_latest_items_of_every_user_are_padded():
     assert sorted(seen) == list(range(60))
 
 
-def test_histories_without_order_or_items_are_refused():
-    with pytest.raises(ValueError, match="have no next item"):
-        next_item_batches(drawn(ordered=False), max_items=4, batch_size=1, seed=0)
+def test_sets_are_learned_in_another_order_each_epoch():
+    sets = drawn(ordered=False)
+    owner = np.repeat(np.arange(60), sets.lengths)
+    make = iter(next_item_batches(sets, max_items=12, batch_size=1, seed=0))
+    per_epoch = -(-int((sets.lengths - 1).sum()) // 12)
+    epochs = [[next(make) for _ in range(per_epoch)] for _ in range(3)]
+    pairs = []
+    for epoch in epochs:
+        real = [batch.segments > 0 for batch in epoch]
+        items, targets = (
+            np.concatenate([batch[field][own] for batch, own in zip(epoch, real, strict=True)])
+            for field in (0, 1)
+        )
+        np.testing.assert_array_equal(owner[items], owner[targets])
+        assert len(set(targets.tolist())) == len(targets)  # each asked for once
+        pairs.append(set(zip(items.tolist(), targets.tolist(), strict=True)))
+    assert all(len(a & b) < 0.5 * len(a) for a, b in itertools.pairwise(pairs))
+    # Any batch of a later epoch without those before it.
+    resumed = iter(next_item_batches(sets, max_items=12, batch_size=1, seed=0))
+    resumed.set_state({**make.get_state(), "next_index": 2 * per_epoch})
+    for array, same in zip(next(resumed), epochs[2][0], strict=True):
+        np.testing.assert_array_equal(array, same)
+
+
+def test_of_a_long_set_random_items_are_read_whoever_else_is_asked_about():
+    sets = drawn(ordered=False)
+    seen = {}
+    for users, items, lengths in padded_histories(sets, max_items=8, batch_size=16):
+        for user, row, length in zip(users, items, lengths, strict=False):
+            own = sets.items_of(user).tolist()
+            assert length == min(len(own), 8) and len(set(row[:length])) == length
+            assert set(row[:length]) <= set(own)
+            seen[user] = row[:length].tolist()
+    longest = int(sets.lengths.argmax())
+    assert seen[longest] != sets.items_of(longest)[-8:].tolist()
+    alone = next(padded_histories(sets.rows(longest, longest + 1), max_items=8, batch_size=2))
+    assert alone.items[0].tolist() == seen[longest]
+
+
+def test_a_user_without_items_is_refused():
     empty = histories_of(["a", "b"], [[1], []], ordered=True)
     with pytest.raises(ValueError, match="user 'b' has no items"):
         next(padded_histories(empty, max_items=4, batch_size=2))

@@ -12,6 +12,7 @@ from recipe_jax.data.interactions import (
     Histories,
     distinct_items,
     histories_of,
+    in_random_order,
     leave_last_out,
     mealrec_recipes,
     random_leave_one_out,
@@ -170,6 +171,21 @@ def test_what_is_left_out_of_a_set_depends_on_seed_and_user_alone():
     assert other.test.targets.tolist() != split.test.targets.tolist()
     places = [rows_of(histories)[user].index(target) for user, target in asked.items()]
     assert len(set(places)) > 3  # not always the first or the last
+
+
+def test_a_set_in_random_order_depends_on_seed_draw_and_user_alone():
+    sets = drawn(3, ordered=False)
+    first = in_random_order(sets, seed=0)
+    assert first.ordered
+    assert {u: sorted(items) for u, items in rows_of(first).items()} == {
+        u: sorted(items) for u, items in rows_of(sets).items()
+    }
+    few = in_random_order(sets.select(np.array([5, 2])), seed=0)
+    assert rows_of(few).items() <= rows_of(first).items()
+    for other in (in_random_order(sets, seed=1), in_random_order(sets, seed=0, draw=1)):
+        assert rows_of(other) != rows_of(first)
+    with pytest.raises(ValueError, match="would lose the order"):
+        in_random_order(first, seed=0)
 
 
 def test_order_decides_what_may_be_left_out():

@@ -267,7 +267,8 @@ def test_requests_beyond_those_that_may_wait_are_sent_away():
         return nothing()
 
     body = {"history": ["x"]}
-    with asking(Service(1, wait), max_waiting=2) as client, ThreadPoolExecutor(2) as others:
+    one = asking(Service(1, wait), max_at_once=1, max_waiting=2)
+    with one as client, ThreadPoolExecutor(2) as others:
         waiting = [others.submit(client.post, "/recommend", json=body) for _ in range(2)]
         begun.acquire()
         while (answer := client.post("/recommend", json=body, timeout=1)).status_code != 503:
