@@ -58,7 +58,7 @@ class PrefixIndex:
     @property
     def num_items(self) -> int:
         """How many items it holds, which is read from the device."""
-        return int(self.leaves[0][1])
+        return int(np.asarray(self.leaves[0])[1])
 
     @property
     def num_bytes(self) -> int:

