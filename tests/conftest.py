@@ -15,8 +15,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # Older ways of generating code, which compile the same programs in three fifths of the time.  XLA
 # ends a process that gives it a flag it does not know, and flags come and go with its versions.
-flags_are_known = importlib.metadata.version("jaxlib").startswith("0.10.")
-if flags_are_known and os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1":
+if (
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"],
+    importlib.metadata.version("jaxlib")[:5],
+) == ("1", "0.10."):
     quick = "--xla_cpu_use_fusion_emitters=false --xla_cpu_experimental_ynn_fusion_type="
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {quick}".strip()
 
