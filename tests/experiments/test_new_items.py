@@ -6,6 +6,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from circle_walkers import circle_walkers
 from command_line import TINY
 from command_line import headline as headline_of
 from command_line import refused as refused_of
@@ -51,13 +52,9 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 @pytest.fixture(scope="module")
 def users(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Users who walk along a circle of items, one step at a time; one who has new items alone."""
-    rng = np.random.default_rng(0)
     path = tmp_path_factory.mktemp("data") / "users.txt"
-    rows = ["alone " + " ".join(sorted(NEW))]
-    for user in range(80):
-        start, length = rng.integers(ITEMS), rng.integers(5, 12)
-        rows.append(f"u{user} " + " ".join(str((start + s) % ITEMS) for s in range(length)))
-    path.write_text("\n".join(rows) + "\n")
+    lines = ["alone " + " ".join(sorted(NEW)), *circle_walkers(80, num_items=ITEMS, prefix="")]
+    path.write_text("\n".join(lines) + "\n")
     return path
 
 

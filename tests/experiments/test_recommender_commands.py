@@ -4,8 +4,8 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
+from circle_walkers import circle_walkers
 from command_line import TINY, contents
 from command_line import headline as headline_of
 from command_line import refused as refused_of
@@ -31,13 +31,8 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 @pytest.fixture(scope="module")
 def users(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Users who walk along a circle of thirty items, one step at a time."""
-    rng = np.random.default_rng(0)
     path = tmp_path_factory.mktemp("data") / "users.txt"
-    rows = []
-    for user in range(60):
-        start, length = rng.integers(30), rng.integers(5, 12)
-        rows.append(f"u{user} " + " ".join(f"i{(start + s) % 30}" for s in range(length)))
-    path.write_text("\n".join(rows) + "\n")
+    path.write_text("\n".join(circle_walkers(60, num_items=30)) + "\n")
     return path
 
 
