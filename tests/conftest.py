@@ -13,8 +13,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Tests compile more than they compute: most of XLA's optimizations are left out, here and in
 # processes that a test starts.  `make parity` leaves them on.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# Older ways of generating code, which compile the same programs in three fifths of the time.  XLA
-# ends a process that gives it a flag it does not know, and flags come and go with its versions.
+# Older ways of generating code, by which tests of cached decoding take about three fifths of the
+# processor time.  XLA ends a process that gives it a flag it does not know, and flags come and go.
 if (
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"],
     importlib.metadata.version("jaxlib")[:5],

@@ -30,7 +30,7 @@ def taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     codes = tmp_path / "codes"
     codes.mkdir()
     items = np.arange(GROUPS * GROUP)
-    # Codes say nothing of groups.
+    # The second code is the group; the first says nothing of it.
     found = np.stack([items % GROUP, items // GROUP], axis=1).astype(np.int32)
     names = [f"r{item}" for item in items]
     np.savez(codes / "codes.npz", ids=names, codes=found, num_codes=[GROUP, GROUPS])
