@@ -41,6 +41,8 @@ LEVELS, CODES, BRANCHING = 8, 2048, 8
 ROWS, BEAMS = 2, 70
 STATIC_TOKENS_PER_BEAM = 30
 """What its dense levels keep of each beam, as published."""
+SEARCHES = 5
+"""Of a turn, after one that does not count: the processor's caches hold what others left there."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -268,7 +270,8 @@ def _answer(run: Any, bytes_per_item: float, word: str) -> Any:
         return bytes_per_item
     if word == "result":
         return np.asarray(run())
-    return seconds_of(run)
+    run()
+    return seconds_of(lambda: [run() for _ in range(SEARCHES)]) / SEARCHES
 
 
 def measure(flags: Flags) -> list[dict[str, Any]]:
