@@ -98,6 +98,9 @@ class _TableModel:
     def decode(self, tokens: Any, lengths: Any, cache: Any) -> tuple[Any, Any]:
         return self.params[tokens], cache
 
+    def choose_rows(self, cache: Any, rows: Any) -> Any:
+        return cache[:, rows]
+
     def logits(self, states: Any) -> Any:
         return states
 

@@ -157,7 +157,7 @@ def _search(
         beams, rows = _grow(beams, children, steps, level, num_beams)
         if level == q - 1:
             break
-        cache = jax.tree.map(lambda x, rows=rows: x[:, rows], cache)
+        cache = model.choose_rows(cache, rows)
         tokens = jnp.maximum(beams.codes[..., level], 0).reshape(-1, 1) + first
         states, cache = model.decode(tokens, jnp.ones(len(tokens), jnp.int32), cache)
         logits = model.logits(states[:, 0]).reshape(b, -1, logits.shape[-1])

@@ -66,7 +66,7 @@ def _score(
     start = jax.nn.log_softmax(logits, axis=1)[:, tokens[:, 0]]
     if q == 1:
         return start
-    caches = jax.tree.map(lambda x: jnp.repeat(x, count, axis=1), cache)
+    caches = model.choose_rows(cache, jnp.repeat(jnp.arange(b), count))
 
     def rest(tokens: Int[Array, "i q"]) -> Float32[Array, "b i"]:
         rows = jnp.tile(tokens, (b, 1))

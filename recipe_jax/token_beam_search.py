@@ -99,8 +99,8 @@ def beam_search_tokens(
     still searches on for a longer text of a better score.
 
     Each prompt is read once; its cache is then copied for each beam, and `num_beams` caches are
-    what the search takes in memory.  The functions compile once per shape of prompt,
-    `max_new_tokens` and `search`.
+    what the search takes in memory, but for what an encoder read, which all beams share.  The
+    functions compile once per shape of prompt, `max_new_tokens` and `search`.
 
     Args:
         fn: a pure `TokenDecoder`.
@@ -144,7 +144,11 @@ def _search_from(
         reads = jnp.ones(b * w, jnp.int32)
         states, cache = model.decode(state.last.reshape(-1, 1), reads, state.cache)
         logits = model.logits(states[:, 0]).reshape(b, w, -1)
-        return _grow(state._replace(cache=cache), logits, ends, constraint, search)
+        return grow(state._replace(cache=cache), logits)
+
+    def grow(state: _State, logits: Float32[Array, "b w v"]) -> _State:
+        grown, rows = _grow(state, logits, ends, constraint, search)
+        return grown._replace(cache=model.choose_rows(state.cache, rows))
 
     def unsettled(state: _State) -> Bool[Array, ""]:
         longest = jnp.full((b, w), max_new_tokens)
@@ -159,10 +163,9 @@ def _search_from(
     )
     # One live text at first, the empty one: several would grow into the same texts.
     alone = nothing._replace(log_probability=nothing.log_probability.at[:, 0].set(0.0))
-    caches = jax.tree.map(lambda x: jnp.repeat(x, w, axis=1), cache)
+    caches = model.choose_rows(cache, jnp.repeat(jnp.arange(b), w))
     start = _State(alone, nothing, nothing.lengths, caches)
-    logits = jnp.repeat(logits[:, None], w, axis=1)
-    first = _grow(start, logits, ends, constraint, search)
+    first = grow(start, jnp.repeat(logits[:, None], w, axis=1))
     found = jax.lax.while_loop(unsettled, step, first).finished
     exists = jnp.isfinite(found.score)
     return found._replace(
@@ -178,8 +181,12 @@ def _grow(
     ends: Int[Array, "#b ends"],
     constraint: Constraint | None,
     search: TokenBeamSearch,
-) -> _State:
-    """Continue live texts by one token: the best ones, and of those the ones that ended."""
+) -> tuple[_State, Int[Array, "bw"]]:
+    """Continue live texts by one token: the best ones, and of those the ones that ended.
+
+    Returns:
+        The state but for its cache; and of which row of that each live text is one.
+    """
     live, (b, w, v) = state.live, logits.shape
     n = live.tokens.shape[2]
     steps, stops = _log_probabilities(logits, live, constraint)
@@ -207,12 +214,13 @@ def _grow(
     best, chosen = jax.lax.top_k(jnp.where(ended, -jnp.inf, total), w)
     parent, token = (jnp.take_along_axis(x, chosen, axis=1) for x in (parent, token))
     rows = (row * w + parent).reshape(-1)
-    return _State(
+    grown = _State(
         live=_take(texts, chosen)._replace(log_probability=best),
         finished=_take(both, jax.lax.top_k(both.score, w)[1]),
         last=token,
-        cache=jax.tree.map(lambda x: x[:, rows], state.cache),
+        cache=state.cache,
     )
+    return grown, rows
 
 
 def _log_probabilities(

@@ -24,10 +24,7 @@ _GREEDY = Sampling(temperature=0.0)
 
 @runtime_checkable
 class TokenDecoder(Protocol):
-    """What a model offers in order to be decoded: see `CausalLanguageModel`.
-
-    Every array of its cache has the axes `layers b …`.
-    """
+    """What a model offers in order to be decoded: see `CausalLanguageModel`."""
 
     def empty_cache(self, batch_size: int, capacity: int, context: Any = None) -> Any:
         """A cache that holds no token yet, and what the model knows of a context."""
@@ -37,6 +34,14 @@ class TokenDecoder(Protocol):
         self, tokens: Int[Array, "b t"], lengths: Int[Array, "b"], cache: Any
     ) -> tuple[Float[Array, "b t e"], Any]:
         """Read the first `lengths` tokens of each row; a state after each, and the cache."""
+        ...
+
+    def choose_rows(self, cache: Any, rows: Int[Array, "n"]) -> Any:
+        """The cache of rows that go on from chosen ones; of a search, from those it keeps.
+
+        Each row of the context has as many of them as any other, those of the first first: what
+        was read of a context need not be copied.
+        """
         ...
 
     def logits(self, states: Float[Array, "... e"]) -> Float32[Array, "... v"]:

@@ -48,5 +48,8 @@ class _Bound:
         last, states = jax.lax.scan(read, cache[0], (tokens.T, real))
         return states.swapaxes(0, 1), last[None]
 
+    def choose_rows(self, cache: jax.Array, rows: jax.Array) -> jax.Array:
+        return cache[:, rows]
+
     def logits(self, states: Any) -> Any:
         return states

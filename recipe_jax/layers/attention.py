@@ -264,16 +264,22 @@ class Attention(nnx.Module):
     ) -> Float[Array, "b t e"]:
         """Attend from each token of `x` to the tokens of `x`, or to those of a context.
 
+        Several rows of `x` may share a row of the context: beams of a search.  Those that share
+        one lie together, and meet it as the tokens of one row, of which the mask then speaks.
+
         Args:
             x: the tokens that ask.
             context: the tokens that are asked, or what `read` made of them; `x` itself if None.
             mask: which pairs may meet.
             key: random key for dropout; None in evaluation.
             indices: positions of the tokens of `x`; `0 … t - 1` if None.
+
+        Raises:
+            ValueError: if the rows of `x` cannot be shared out evenly over those of the context.
         """
         query, keys, values, bias = self._heads(x, context, indices)
         attended = self.attend(
-            query,
+            _sharing_rows(query, keys.shape[0]),
             keys,
             values,
             mask=mask,
@@ -282,7 +288,7 @@ class Attention(nnx.Module):
             dropout_key=key,
             **bias,
         )
-        return self._project_back(attended)
+        return self._project_back(attended.reshape(query.shape))
 
     def weights(
         self,
@@ -411,6 +417,14 @@ def _project(
     if bias is not None:
         y += bias[...].astype(jnp.float32)[None, None]
     return y.astype(x.dtype)
+
+
+def _sharing_rows(query: Float[Array, "n t h d"], b: int) -> Float[Array, "b wt h d"]:
+    """Queries of `b` rows, each those of the `n / b` rows that share its context."""
+    n, t, h, d = query.shape
+    if n % b:
+        raise ValueError(f"{n} rows cannot share {b} rows of a context evenly")
+    return query.reshape(b, n // b * t, h, d)
 
 
 def _blank_unread(x: Float[Array, "b n k d"], read: jax.Array) -> Float[Array, "b n k d"]:

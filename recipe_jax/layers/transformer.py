@@ -120,11 +120,20 @@ class BlockCache(NamedTuple):
 
     Attributes:
         tokens: keys and values of the tokens read so far.
-        context: keys and values of the context, for a block with cross-attention.
+        context: keys and values of the context, for a block with cross-attention; of as many rows
+            as the tokens, or of fewer, each shared by rows of tokens that lie together.
     """
 
     tokens: KeyValueCache
     context: KeyValueCache | None = None
+
+    def choose_rows(self, rows: Int[Array, "n"]) -> "BlockCache":
+        """The cache of a stack for rows that go on from chosen rows, in their order.
+
+        Args:
+            rows: as many for each row of the context as for any other, those of the first first.
+        """
+        return self._replace(tokens=jax.tree.map(lambda x: x[:, rows], self.tokens))
 
 
 class Block(nnx.Module):

@@ -173,6 +173,10 @@ class CausalLanguageModel(nnx.Module):
         mask = Mask(causal=True, query_lengths=lengths)
         return self.stack.decode(self._embed(tokens, indices), cache, mask=mask)
 
+    def choose_rows(self, cache: BlockCache, rows: Int[Array, "n"]) -> BlockCache:
+        """The cache of rows that go on from chosen ones."""
+        return cache.choose_rows(rows)
+
     def _embed(
         self, tokens: Int[Array, "b t"], indices: Int[Array, "#b t"] | None
     ) -> Float[Array, "b t e"]:

@@ -194,6 +194,10 @@ class EncoderDecoderTransformer(nnx.Module):
                 context_mask=Mask(key_lengths=cache.context.lengths[0]),
             )
 
+    def choose_rows(self, cache: BlockCache, rows: Int[Array, "n"]) -> BlockCache:
+        """The cache of rows that go on from chosen ones; those of one source lie together."""
+        return cache.choose_rows(rows)
+
 
 def sequence_pair_loss(
     model: EncoderDecoderTransformer, batch: SequencePairBatch, key: PRNGKeyArray | None = None

@@ -72,14 +72,14 @@ class History(NamedTuple):
 
 
 class RecommenderCache(NamedTuple):
-    """What is kept while an ID is generated; every array leads with `layers b`.
+    """What is kept while an ID is generated.
 
     Attributes:
-        last: the encoder's state of the last item of the history.
+        last: the encoder's state of the last item of each history.
         blocks: of the decoder.
     """
 
-    last: Float[Array, "one b e"]
+    last: Float[Array, "b e"]
     blocks: BlockCache
 
 
@@ -198,7 +198,7 @@ class GenerativeRecommender(nnx.Module):
         known = jnp.broadcast_to(context.lengths, blocks.context.lengths.shape)
         last = jnp.take_along_axis(states, (context.lengths - 1)[:, None, None], axis=1)
         return RecommenderCache(
-            last=last.swapaxes(0, 1),
+            last=last[:, 0],
             blocks=blocks._replace(context=blocks.context._replace(lengths=known)),
         )
 
@@ -215,7 +215,8 @@ class GenerativeRecommender(nnx.Module):
         if cache.blocks.context is None:
             raise ValueError("the cache has no history: make it by empty_cache")
         starts = (tokens == self.cfg.start_token)[..., None]
-        x = jnp.where(starts, cache.last[0][:, None], self.embedding(tokens))
+        last = jnp.repeat(cache.last, tokens.shape[0] // cache.last.shape[0], axis=0)
+        x = jnp.where(starts, last[:, None], self.embedding(tokens))
         states, blocks = self.decoder.decode(
             x,
             cache.blocks,
@@ -223,6 +224,10 @@ class GenerativeRecommender(nnx.Module):
             context_mask=Mask(key_lengths=cache.blocks.context.lengths[0]),
         )
         return states, cache._replace(blocks=blocks)
+
+    def choose_rows(self, cache: RecommenderCache, rows: Int[Array, "n"]) -> RecommenderCache:
+        """The cache of rows that go on from chosen ones; those of one history lie together."""
+        return cache._replace(blocks=cache.blocks.choose_rows(rows))
 
     def tokens(self, codes: Int[Array, "... q"]) -> Int[Array, "... q"]:
         """The tokens of codes, those of the first levels."""

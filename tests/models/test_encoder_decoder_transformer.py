@@ -71,6 +71,38 @@ def test_cached_decoding_gives_the_same_logits(positions, changes):
     assert_close(decode(TARGET), model(SOURCE, TARGET))
 
 
+def test_beams_share_what_was_read_of_their_source():
+    fn, params = make()
+    model, rows = fn.bind(params), jnp.array([1, 0, 0, 3, 3, 2])
+    targets = jnp.tile(TARGET[:, :3], (2, 1))[jnp.array([0, 2, 1, 3])]
+    source = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), SOURCE)
+
+    @jax.jit
+    def decode(source, targets, rows, last):
+        b = len(source.tokens)
+        cache = model.empty_cache(b, 8, source)
+        cache = model.choose_rows(cache, jnp.repeat(jnp.arange(b), len(targets) // b))
+        _, cache = model.decode(targets, jnp.full(len(targets), 3), cache)
+        cache = model.choose_rows(cache, rows)
+        assert cache.context.values.shape[1] == b
+        return model.logits(model.decode(last, jnp.ones(len(last), jnp.int32), cache)[0])
+
+    last = jnp.arange(6, dtype=jnp.int32)[:, None]
+    found = decode(SOURCE, targets, rows, last)
+    alone = [
+        decode(
+            jax.tree.map(lambda x, i=i: x[i : i + 1], source),
+            targets[row : row + 1],
+            jnp.zeros(1, jnp.int32),
+            last[place : place + 1],
+        )
+        for place, (row, i) in enumerate(zip(rows.tolist(), [0, 0, 0, 2, 2, 2], strict=True))
+    ]
+    assert_close(found, jnp.concatenate(alone))
+    with pytest.raises(ValueError, match="3 rows cannot share 2 rows of a context evenly"):
+        decode(SOURCE, targets, rows[:3], last[:3])
+
+
 def test_greedy_generation_reads_the_source_once_and_is_the_plain_argmax():
     fn, params = make()
     begin = jnp.ones((2, 1), jnp.int32)
