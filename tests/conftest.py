@@ -1,32 +1,27 @@
 """Every test sees eight CPU devices and strict array arithmetic."""
 
-import importlib.metadata
+import gc
 import os
 import shutil
 from collections.abc import Iterator
+
+import quick_compilation
 
 # Before the first import of jax: the device count is read once, when the backend starts.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 # Tests run side by side; scikit-learn's threads, which spin while they wait, would fight for cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Tests compile more than they compute: most of XLA's optimizations are left out, here and in
-# processes that a test starts.  `make parity` leaves them on.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# Older ways of generating code, by which tests of cached decoding take about three fifths of the
-# processor time.  XLA ends a process that gives it a flag it does not know, and flags come and go.
-if (
-    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"],
-    importlib.metadata.version("jaxlib")[:5],
-) == ("1", "0.10."):
-    quick = "--xla_cpu_use_fusion_emitters=false --xla_cpu_experimental_ynn_fusion_type="
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {quick}".strip()
+# Here and in processes that a test starts.  `make parity` compiles as users do.
+os.environ.update(quick_compilation.environment())
 
 import jax
 import jaxtyping
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Traces are many small objects, and none of them garbage: looking for it took 6 % of the time.
+gc.set_threshold(100_000)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
