@@ -132,7 +132,7 @@ def item_vectors(
 
 
 def vectors_alone(path: Path, *, seed: int, split: bool = False) -> ItemVectors:
-    """A file of vectors without a catalogue: an item is called by its row.
+    """A file of vectors without a catalogue: its `ids` are the items, or the numbers of its rows.
 
     Args:
         path: the file.
@@ -142,8 +142,9 @@ def vectors_alone(path: Path, *, seed: int, split: bool = False) -> ItemVectors:
     Raises:
         DataError: a file that breaks a rule.
     """
-    rows = next(iter(read_arrays(path).values()))
-    ids = tuple(map(str, range(len(rows))))
+    arrays = read_arrays(path)
+    rows = np.atleast_1d(next(iter(arrays.values())))
+    ids = tuple(map(str, arrays.get("ids", np.arange(len(rows))).tolist()))
     is_new = new_items(ids) if split else np.zeros(len(ids), bool)
     return _shuffled(ids, read_vectors(path, ids), is_new, seed)
 

@@ -55,7 +55,7 @@ class Flags:
     Attributes:
         catalogue: beauty, recipes, or recipe-titles and pantrypilot, which search asks of; or a
             table of one's own: .jsonl, plain or compressed, or .parquet; none takes --vectors
-            alone, whose rows are then the items.
+            alone, whose ids, or rows, are then the items.
         id_field: of a table of one's own: what tells items apart.
         text_fields: of a table of one's own: what is known of an item in words.
         vectors: an .npy or .npz file with a vector for each item, in place of those of texts.
