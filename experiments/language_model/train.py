@@ -48,8 +48,8 @@ from recipe_jax.training.optimizers import hold_fixed, train_only, trained_part,
 from recipe_jax.training.state import TrainState, init_state, state_shardings
 from recipe_jax.training.step import make_train_step
 
-_NOT_THE_RUN = ("run", "progress", "mesh")
-"""Flags that a resumed run may change."""
+_NOT_THE_RUN = ("run", "progress", "mesh", "text")
+"""Flags that a resumed run may change; what the text says is known by its fingerprint."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -258,7 +258,12 @@ def train(
         show_progress=flags.progress,
     )
     described = {k: v for k, v in to_json(flags).items() if k not in _NOT_THE_RUN}
-    config = {**described, "text": str(flags.text), "model": str(flags.model)}
+    config = {
+        **described,
+        "model": str(flags.model),
+        "training": training.fingerprint,
+        "validation": validation.fingerprint,
+    }
     return fit(
         step,
         state,

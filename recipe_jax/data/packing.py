@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -33,6 +34,14 @@ class TokenSequences:
     def lengths(self) -> Int64[np.ndarray, "n"]:
         """Tokens of each sequence."""
         return np.diff(self.offsets)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all of it: the data by which a run is known, wherever the file lies."""
+        digest = hashlib.sha256()
+        for array in (self.offsets, self.tokens, self.weights):
+            digest.update(array.tobytes())
+        return digest.hexdigest()[:16]
 
     @classmethod
     def of(cls, sequences: Sequence[Any], weights: Sequence[Any] | None = None) -> "TokenSequences":
