@@ -121,6 +121,13 @@ class Flags:
         if self.minutes is not None and not self.minutes > 0:
             raise ValueError(f"--minutes {self.minutes} must be above 0")
 
+    @property
+    def source(self) -> str:
+        """What the items are of, for people."""
+        if self.catalogue == "none" and self.vectors is not None:
+            return self.vectors.name
+        return self.catalogue
+
 
 class Fitted(NamedTuple):
     """A quantizer and the codes of the catalogue.
@@ -143,7 +150,7 @@ def run(flags: Flags) -> dict[str, Any]:
     items = read_vectors_of(flags)
     n, width = items.vectors.shape
     new = f", {int(items.is_new.sum())} of them new" if flags.new_items else ""
-    print(f"data: {n} items of {flags.catalogue}{new}, vectors {width} wide", file=sys.stderr)
+    print(f"data: {n} items of {flags.source}{new}, vectors {width} wide", file=sys.stderr)
     runs = [
         fit_one(flags, items, seed, flags.run if seed == flags.seed else flags.run / f"seed-{seed}")
         for seed in range(flags.seed, flags.seed + flags.seeds)
@@ -362,7 +369,7 @@ def model_card(flags: Flags, headline: dict[str, Any]) -> str:
     usage = ", ".join(f"{headline[f'usage_{level}']:.1%}" for level in range(flags.num_levels))
     return (
         f"# A quantizer of {headline['n']} items\n\n"
-        f"Fitted by `recipe_jax` ({flags.method}) to {flags.catalogue}: {flags.num_levels} levels "
+        f"Fitted by `recipe_jax` ({flags.method}) to {flags.source}: {flags.num_levels} levels "
         f"of {flags.num_codes} codes. It takes vectors made as those were, and scales them "
         "itself.\n\n"
         f"Codes used: {usage}. Items that share the codes of another: "

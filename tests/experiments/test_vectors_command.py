@@ -55,6 +55,7 @@ def test_items_of_histories_alone_need_no_text(tmp_path, capsys):
     alone = ("--catalogue", "none", "--vectors", tmp_path / "v.npz", "--num-codes", 3)
     run = tmp_path / "codes"
     headline(capsys, "quantize", *alone, "--method", "residual-kmeans", "--run", run)
+    assert "to v.npz: 3 levels" in (run / "quantizer" / "README.md").read_text()
     assert sorted(read_codes(run, ids).items) == sorted(ids)
 
 
