@@ -36,8 +36,7 @@ $(INSTALLED) $(PARITY_INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "recipe-jax needs Python 3.11 or newer; set PYTHON=python3.11 or the like" >&2; exit 2; }
 	$(PYTHON) -m venv $(@D)
-	@# Python compiles what is imported; to compile all that is installed takes a minute.
-	$(@D)/bin/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	$(@D)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	@touch $@
 
 clean:
